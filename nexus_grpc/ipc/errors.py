@@ -1,0 +1,109 @@
+"""The errors a request can end with, and the one table of gRPC status codes.
+
+    NexusError                      what happened, for whom, and which gRPC status it becomes
+    ├── InvalidInput                INVALID_ARGUMENT     the request does not fit the model
+    ├── UnknownModel                NOT_FOUND            no such model or version
+    ├── Overloaded                  RESOURCE_EXHAUSTED   a queue, a ring or a size limit is full
+    ├── DeadlinePassed              DEADLINE_EXCEEDED    the client's deadline passed before the answer
+    ├── Cancelled                   CANCELLED            the client went away
+    ├── Unsupported                 UNIMPLEMENTED        a call this server does not offer
+    ├── ModelUnavailable            UNAVAILABLE          the model or its worker is not ready (retry later)
+    ├── ModelNotServable            FAILED_PRECONDITION  the model in the repository cannot be loaded or configured
+    └── InferenceFailed             INTERNAL             ONNX Runtime failed, or the request killed its workers
+
+Workers raise these without importing grpc; `Code` carries gRPC's numbers (grpc/status.h).
+"""
+
+import enum
+
+
+class Code(enum.IntEnum):
+    """gRPC status codes. Source: https://grpc.github.io/grpc/core/md_doc_statuscodes.html"""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+CODE_COUNT = len(Code)
+# google.rpc.ErrorInfo.domain of every error this server makes.
+ERROR_DOMAIN = "nexus-grpc"
+
+
+class NexusError(Exception):
+    """A request-level error.
+
+    Args:
+        message: what was wrong, what was expected, and what to do; shown to the client as it is.
+        reason: UPPER_SNAKE_CASE constant for programs (google.rpc.ErrorInfo.reason); the class's default if empty.
+        field: name of the offending request field or tensor, for google.rpc.BadRequest; empty when none.
+    """
+
+    code: Code = Code.UNKNOWN
+    reason: str = "UNKNOWN"
+
+    def __init__(self, message: str, *, reason: str = "", field: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        if reason:
+            self.reason = reason
+
+
+class InvalidInput(NexusError):
+    code = Code.INVALID_ARGUMENT
+    reason = "INVALID_INPUT"
+
+
+class UnknownModel(NexusError):
+    code = Code.NOT_FOUND
+    reason = "UNKNOWN_MODEL"
+
+
+class Overloaded(NexusError):
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "OVERLOADED"
+
+
+class DeadlinePassed(NexusError):
+    code = Code.DEADLINE_EXCEEDED
+    reason = "DEADLINE_PASSED"
+
+
+class Cancelled(NexusError):
+    code = Code.CANCELLED
+    reason = "CANCELLED"
+
+
+class Unsupported(NexusError):
+    code = Code.UNIMPLEMENTED
+    reason = "UNSUPPORTED"
+
+
+class ModelUnavailable(NexusError):
+    code = Code.UNAVAILABLE
+    reason = "MODEL_UNAVAILABLE"
+
+
+class ModelNotServable(NexusError):
+    code = Code.FAILED_PRECONDITION
+    reason = "MODEL_NOT_SERVABLE"
+
+
+class InferenceFailed(NexusError):
+    code = Code.INTERNAL
+    reason = "INFERENCE_FAILED"
