@@ -1,0 +1,1 @@
+"""Seeded scripts that build the example models in models/."""

@@ -1,0 +1,167 @@
+"""The command line of the benchmark: checks what is needed, starts the servers, runs, reports."""
+
+import argparse
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+from rich.console import Console
+from rich.markup import escape
+
+from loadtest import h2load, plan, processes, report
+from loadtest.plan import ROWS, Row
+from loadtest.runner import Reference, Runner
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+DESCRIPTION = """\
+Measures Nexus gRPC beside a grpc.aio echo server that does nothing, on this machine, in one run.
+What counts is the ratio (× echo): requests per second depend on the machine, the ratio much less.
+
+It starts `nexus serve` and the echo on free ports, puts load on them with h2load, checks with a real gRPC client
+that the answers are right, prints one table, writes loadtest/RESULTS.md and stops everything again.
+"""
+EPILOG = """\
+rows:
+{rows}
+
+examples:
+  make bench                                      everything: about five minutes on two cores
+  loadtest/bench.py --seconds 2 --repeat 1 --no-write            a first look, under a minute
+  loadtest/bench.py --rows '*-32' --repeat 5      one level, with its reference
+  loadtest/bench.py --rows echo-1,infer-1         one comparison; a row without its reference has no ratio
+
+exit code: 0 measured (targets may have failed, unless --strict); 1 a row failed or a server did not start;
+2 usage, or something needed is missing. Quiet the machine first: the load average before the run is in the report.
+"""
+
+
+class _UsageError(Exception):
+    """Something needed is missing; the message says how to get it."""
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    listing = "\n".join(f"  {row.name:<12} {row.title}" for row in ROWS)
+    parser = argparse.ArgumentParser(
+        prog="loadtest/bench.py",
+        description=DESCRIPTION,
+        epilog=EPILOG.format(rows=listing),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seconds", type=_positive, default=6.0, help="load per row and repeat (default 6)")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="repeats; medians are reported (default 3)")
+    parser.add_argument("--rows", default="*", help="comma-separated names or shell patterns (default all)")
+    parser.add_argument("--workers", type=int, help="nexus serve --workers (default: the server's own choice)")
+    parser.add_argument("--model-repository", type=Path, default=ROOT / "models", help="holds iris (default models/)")
+    parser.add_argument("--nexus", type=Path, default=Path(sys.executable).with_name("nexus"), help="nexus to start")
+    parser.add_argument("--no-write", action="store_true", help="do not write RESULTS.md (--rows does not either)")
+    parser.add_argument("--strict", action="store_true", help="exit 1 when a target is missed")
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.selected = plan.select(arguments.rows)
+    except ValueError as error:
+        parser.error(str(error))
+    if arguments.repeat < 1 or not arguments.selected:
+        parser.error("at least one repeat and one row")
+    return arguments
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 600:
+        raise argparse.ArgumentTypeError("more than 0, at most 600")
+    return value
+
+
+def main(argv: list[str] | None = None) -> int:
+    given = sys.argv[1:] if argv is None else argv
+    arguments = parse_arguments(given)
+    progress = Console(stderr=True, highlight=False)
+    signal.signal(signal.SIGTERM, _interrupt)  # so that `finally` runs
+    try:
+        return _bench(arguments, given, progress)
+    except _UsageError as error:
+        progress.print(str(error), style="bold red", markup=False)
+        return 2
+    except processes.StartError as error:
+        progress.print(str(error), style="bold red", markup=False)
+        return 1
+    except KeyboardInterrupt:
+        progress.print("interrupted; the servers are stopped", style="yellow")
+        return 130
+
+
+def _interrupt(_number: int, _stack: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _model(arguments: argparse.Namespace) -> Path:
+    model: Path = arguments.model_repository / "iris" / "1" / "model.onnx"
+    if not h2load.is_installed():
+        raise _UsageError(h2load.INSTALL_HINT)
+    if not model.is_file():
+        raise _UsageError(f"There is no {model}: build the demo models, or name their folder with --model-repository.")
+    if not arguments.nexus.is_file():
+        raise _UsageError(f"There is no {arguments.nexus}: run `make setup`, or name it with --nexus.")
+    return model
+
+
+def _bench(arguments: argparse.Namespace, given: list[str], progress: Console) -> int:
+    model, rows = _model(arguments), arguments.selected
+    load_before, cpu_before = os.getloadavg()[0], psutil.cpu_times()
+    kinds = {row.kind for row in rows}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nexus-bench-")))
+        servers = {}
+        if "echo" in kinds:
+            servers["echo"] = stack.enter_context(processes.echo_server(folder))
+        if kinds & {"nexus", "idle"}:
+            progress.print("starting nexus serve …")
+            servers["nexus"] = stack.enter_context(
+                processes.nexus_server(folder, arguments.nexus, arguments.model_repository, arguments.workers)
+            )
+
+        def say(line: str) -> None:
+            progress.print(escape(line), soft_wrap=True)
+
+        runner = Runner(servers, Reference(model), folder, arguments.seconds, say)
+        results = runner.run(rows, arguments.repeat)
+    targets = plan.targets(results)
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=150)
+    report.print_table(console, rows, results, targets)
+    facts = report.Circumstances(
+        command=shlex.join([".venv/bin/python", "loadtest/bench.py", *given]),
+        seconds=arguments.seconds,
+        repeat=arguments.repeat,
+        workers=str(arguments.workers or "the server's default"),
+        load_before=load_before,
+        steal_percent=_steal_percent(cpu_before),
+    )
+    _write(arguments, rows, progress, report.markdown(rows, results, targets, facts))
+    failed = any(result.problem for result in results.values())
+    missed = any(target.verdict == "FAIL" for target in targets)
+    return 1 if failed or (arguments.strict and missed) else 0
+
+
+def _write(arguments: argparse.Namespace, rows: list[Row], progress: Console, text: str) -> None:
+    if arguments.no_write:
+        return
+    if len(rows) < len(ROWS):
+        progress.print("Not all rows were measured: RESULTS.md stays as it is.")
+        return
+    RESULTS.write_text(text)
+    progress.print(f"written: {RESULTS.relative_to(ROOT)}")
+
+
+def _steal_percent(before: object) -> float:
+    """Share of all cores' time that the hypervisor gave to others since `before`."""
+    now, then = psutil.cpu_times(), before
+    elapsed = sum(now) - sum(then)  # type: ignore[call-overload]
+    return 100 * (now.steal - then.steal) / elapsed if elapsed else 0.0  # type: ignore[attr-defined]

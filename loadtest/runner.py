@@ -1,0 +1,202 @@
+"""Measures rows: repeats them, checks the answers around each, and takes medians."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnxruntime as ort
+
+from loadtest import h2load, payloads, processes
+from loadtest.clients import VerificationError, verify
+from loadtest.h2load import H2loadError
+from loadtest.payloads import BATCH_ROWS, Expected
+from loadtest.plan import Result, Row, call_of
+from loadtest.processes import Server
+
+IDLE_REST_S, IDLE_S = 3.0, 10.0
+# How much the answers of a row may fall short of the verified one in size: latency_ms and the timestamp vary in length.
+SIZE_SLACK = {"infer": 0.02, "batch": 0.02, "predict": 0.15, "stream": 0.15}
+
+Say = Callable[[str], None]
+
+
+class RowError(Exception):
+    """The row's figures cannot be trusted."""
+
+
+class Reference:
+    """onnxruntime in this process: what the answers must be, and how fast it is without a server."""
+
+    def __init__(self, model: Path) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+    def expected(self, row_count: int) -> Expected:
+        labels, probabilities = self._session.run(["label", "probabilities"], {"X": payloads.rows_of(row_count)})
+        return Expected(labels, probabilities)
+
+    def rows_per_second(self, seconds: float) -> float:
+        names, feed = ["label", "probabilities"], {"X": payloads.rows_of(BATCH_ROWS)}
+        run, clock = self._session.run, time.perf_counter
+        began, count = clock(), 0
+        while clock() - began < seconds:
+            for _ in range(100):  # looking at the clock must not be part of the figure
+                run(names, feed)
+            count += 100
+        return count * BATCH_ROWS / (clock() - began)
+
+
+@dataclass
+class Runner:
+    servers: dict[str, Server]
+    reference: Reference
+    folder: Path
+    seconds: float
+    say: Say
+    _expected: dict[int, Expected] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._expected = {count: self.reference.expected(count) for count in (1, BATCH_ROWS)}
+
+    def run(self, rows: list[Row], repeat: int) -> dict[str, Result]:
+        """All rows, then all rows again: what is compared is measured close together in time."""
+        measured: dict[str, list[Result]] = {row.name: [] for row in rows}
+        loads = [row for row in rows if row.kind != "idle"]
+        for number in range(repeat):
+            for index, row in enumerate(loads):
+                self._measure_and_say(row, f"{number * len(loads) + index + 1}/{repeat * len(loads)}", measured)
+        for row in rows:
+            if row.kind == "idle":  # once, and last: after load, where a server that spins would still be spinning
+                self._measure_and_say(row, "last", measured)
+        return combine(rows, measured)
+
+    def _measure_and_say(self, row: Row, position: str, measured: dict[str, list[Result]]) -> None:
+        result = self._measure(row)
+        measured[row.name].append(result)
+        if result.problem:
+            self.say(f"[{position}] {row.name}: FAILED: {result.problem}")
+        elif row.kind == "idle":
+            self.say(f"[{position}] {row.name}: {result.idle_cpu_percent:.2f} % of a core")
+        elif row.kind == "ort":
+            self.say(f"[{position}] {row.name}: {result.rows_per_second:,.0f} rows/s")
+        else:
+            self.say(
+                f"[{position}] {row.name}: {result.requests_per_second:,.0f} requests/s, p50 {result.p50_us:.0f} µs"
+            )
+
+    def _measure(self, row: Row) -> Result:
+        try:
+            if row.kind == "ort":
+                rate = self.reference.rows_per_second(max(1.0, self.seconds / 3))
+                return Result(requests_per_second=rate / BATCH_ROWS, rows_per_second=rate)
+            return self._idle() if row.kind == "idle" else self._load(row)
+        except (RowError, VerificationError, H2loadError, OSError) as error:
+            return Result(problem=str(error))
+
+    def _idle(self) -> Result:
+        server = self.servers["nexus"]
+        time.sleep(IDLE_REST_S)
+        before, began = processes.cpu_seconds(server), time.perf_counter()
+        time.sleep(IDLE_S)
+        used = processes.cpu_seconds_since(server, before)
+        percent = 100 * used / (time.perf_counter() - began)
+        if not server.is_alive():
+            raise RowError("the server has ended")
+        return Result(idle_cpu_percent=percent, rss_mib=processes.rss_mib(server))
+
+    def _load(self, row: Row) -> Result:
+        server, call = self.servers[row.kind], call_of(row, self._expected)
+        answer_bytes = verify(server.target, call)
+        url, body = f"http://{server.target}{call.path}", self.folder / f"{row.name}.bin"
+        body.write_bytes(call.body)
+        rate = h2load.calibrate(url, body, row.in_flight)  # warms up, too
+        stream_count = max(row.in_flight * 4, int(rate * self.seconds))
+
+        codes = processes.request_counts(server) if server.metrics_port else {}
+        cpu = processes.cpu_seconds(server)
+        log = self.folder / "h2load.log"
+        load = h2load.measure(url, body, row.in_flight, stream_count, log, self.seconds * 4 + 30)
+        cpu_s = processes.cpu_seconds_since(server, cpu)
+        rss_mib = processes.rss_mib(server)
+
+        if server.metrics_port:  # first, because it can name the error
+            self._check_codes(server, codes, stream_count)
+        check_size(load.summary.data_bytes, stream_count, answer_bytes, SIZE_SLACK[row.method])
+        verify(server.target, call)
+        request_count = stream_count * row.requests_per_stream
+        requests_per_second = load.summary.requests_per_second * row.requests_per_stream
+        return Result(
+            requests_per_second=requests_per_second,
+            rows_per_second=requests_per_second * row.rows_per_request,
+            p50_us=load.p50_us,
+            p99_us=load.p99_us,
+            cpu_us_per_request=cpu_s * 1e6 / request_count,
+            rss_mib=rss_mib,
+        )
+
+    def _check_codes(self, server: Server, before: dict[str, float], stream_count: int) -> None:
+        deadline = time.monotonic() + 2.0  # the server may publish its counters a moment later
+        while True:
+            now = processes.request_counts(server)
+            grown = {
+                code: count - before.get(code, 0.0) for code, count in now.items() if count > before.get(code, 0.0)
+            }
+            counted = grown.pop("OK", 0.0)
+            if grown:
+                raise RowError(f"answers that are not OK, by nexus_requests_total: {grown}")
+            if counted >= stream_count:
+                return
+            if time.monotonic() > deadline:
+                raise RowError(f"nexus_requests_total grew by {counted:.0f} OK; h2load sent {stream_count}")
+            time.sleep(0.1)
+
+
+def check_size(data_bytes: int, stream_count: int, answer_bytes: int, slack: float) -> None:
+    """An error is trailers without a message, so a row with errors has fewer bytes than its answers should."""
+    each = data_bytes / stream_count
+    if each < answer_bytes * (1 - slack):
+        raise RowError(f"{each:.1f} bytes per answer, {answer_bytes} in the verified one: some answers were errors")
+
+
+def combine(rows: list[Row], measured: dict[str, list[Result]]) -> dict[str, Result]:
+    """Medians over the repeats. The ratio is the median of each repeat's own, so that drift cancels out."""
+    combined = {}
+    for row in rows:
+        result = _median(measured[row.name])
+        pairs = zip(measured[row.name], measured.get(row.reference, []), strict=False)
+        ratios = [
+            nexus.requests_per_second / reference.requests_per_second
+            for nexus, reference in pairs
+            if not nexus.problem and not reference.problem
+        ]
+        result.ratio = statistics.median(ratios) if ratios else None
+        combined[row.name] = result
+    return combined
+
+
+def _median(results: list[Result]) -> Result:
+    problems = [result.problem for result in results if result.problem]
+    if problems:  # one wrong repeat spoils the row: a median would hide it
+        return Result(problem=problems[0])
+
+    def middle(name: str) -> float:
+        return float(statistics.median(getattr(result, name) for result in results))
+
+    rates = [result.requests_per_second for result in results]
+    rss: dict[str, float] = {}
+    for result in results:
+        for role, size in result.rss_mib.items():
+            rss[role] = max(size, rss.get(role, 0.0))
+    return Result(
+        requests_per_second=middle("requests_per_second"),
+        rows_per_second=middle("rows_per_second"),
+        p50_us=middle("p50_us"),
+        p99_us=middle("p99_us"),
+        cpu_us_per_request=middle("cpu_us_per_request"),
+        rss_mib=rss,
+        spread_percent=100 * (max(rates) - min(rates)) / statistics.median(rates) if any(rates) else 0.0,
+        idle_cpu_percent=results[-1].idle_cpu_percent,
+    )

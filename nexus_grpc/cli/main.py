@@ -1,0 +1,54 @@
+"""The `nexus` command. Exit codes: 0 fine, 1 failed, 2 wrong usage, 78 wrong configuration.
+
+One module per command. grpc, onnxruntime and pydantic are imported inside the commands that need them, which keeps
+`nexus --help` quick.
+"""
+
+import importlib.metadata
+from typing import Annotated
+
+import typer
+
+from nexus_grpc.cli import doctor, models, predict, serve
+
+app = typer.Typer(
+    name="nexus",
+    help="Nexus gRPC: an inference server for ONNX models.",
+    no_args_is_help=True,
+    # Rich's help cuts long option names to fit 80 columns.
+    rich_markup_mode=None,
+    # Rich tracebacks show local variables, which may hold requests.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("serve", context_settings=serve.CONTEXT_SETTINGS)(serve.serve)
+app.command("predict", context_settings=predict.CONTEXT_SETTINGS)(predict.predict)
+app.command("doctor")(doctor.doctor)
+app.add_typer(models.app, name="models")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nexus {importlib.metadata.version('nexus-grpc')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command line; never returns. Ctrl-C ends it with 130 and no words (as a shell expects of SIGINT)."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Calls to a running server, with errors as one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from nexus_grpc.cli.output import fail
+
+if TYPE_CHECKING:
+    import grpc
+    from google.protobuf.message import Message
+
+DEFAULT_ADDRESS = "127.0.0.1:8001"
+
+Address = Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Address of the server's gRPC port.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=0.001, metavar="SECONDS", help="How long to wait, in seconds.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_Answer = TypeVar("_Answer", bound="Message")
+
+
+@contextmanager
+def connected(address: str) -> "Iterator[grpc.Channel]":
+    """A channel to the server; errors of the calls made inside end the command.
+
+    Raises:
+        typer.Exit: a call failed; its error has been printed.
+    """
+    import grpc
+
+    # The answer's size is the server's to limit; a proxy is for other machines.
+    options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", -1)]
+    if address.startswith(("127.", "localhost:", "[::1]")):
+        options.append(("grpc.enable_http_proxy", 0))
+    try:
+        with grpc.insecure_channel(address, options=options) as channel:
+            yield channel
+    except grpc.RpcError as error:
+        fail(describe(error, address))
+
+
+def call(
+    channel: "grpc.Channel", method: str, request: "Message", answer_type: type[_Answer], timeout: float
+) -> _Answer:
+    """One unary call.
+
+    Args:
+        channel: a `connected` one.
+        method: the full name, `/package.Service/Method`.
+        request: its message.
+        answer_type: its answer's message type.
+        timeout: the deadline, in seconds from now.
+
+    Raises:
+        grpc.RpcError: it failed; `connected` turns that into a message.
+    """
+    invoke = channel.unary_unary(
+        method,
+        request_serializer=type(request).SerializeToString,
+        response_deserializer=answer_type.FromString,
+    )
+    answer: _Answer = invoke(request, timeout=timeout)
+    return answer
+
+
+def describe(error: "grpc.RpcError", address: str) -> str:
+    """The error as one line: the code and the server's message, or that there is no server."""
+    import grpc
+
+    if not isinstance(error, grpc.Call):
+        return str(error)
+    code, details = error.code(), error.details() or ""
+    # gRPC core's words for a connection that can't be made (a server's own UNAVAILABLE has the server's words).
+    unreachable = ("failed to connect", "DNS resolution failed", "Connection refused", "Name or service not known")
+    if code == grpc.StatusCode.UNAVAILABLE and any(words in details for words in unreachable):
+        return f"no server at {address}: start one with `make serve` or `nexus serve`"
+    # One line, whatever the server wrote.
+    return f"{code.name if code is not None else 'UNKNOWN'}: {' '.join(details.split())}"

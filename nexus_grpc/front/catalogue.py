@@ -1,0 +1,101 @@
+"""The front's copy of what the supervisor knows of models: metadata, configuration, state; and their statistics."""
+
+import base64
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from nexus_grpc.ipc.errors import ModelUnavailable, UnknownModel
+from nexus_grpc.ipc.stats import ModelSnapshot, read_model
+from nexus_grpc.pb.inference import grpc_service_pb2 as pb
+from nexus_grpc.pb.inference import model_config_pb2 as config_pb
+
+READY = "READY"
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueEntry:
+    """One model version in the repository. `metadata` and `config` are there when it is ready."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+    slot: int
+    metadata: pb.ModelMetadataResponse | None
+    config: config_pb.ModelConfig | None
+
+    @property
+    def ready(self) -> bool:
+        return self.state == READY
+
+
+def _entry(item: dict[str, Any]) -> CatalogueEntry:
+    ready = item["state"] == READY
+    return CatalogueEntry(
+        name=item["name"],
+        version=item["version"],
+        state=item["state"],
+        reason=item["reason"],
+        slot=item["slot"],
+        metadata=pb.ModelMetadataResponse.FromString(base64.b64decode(item["metadata"])) if ready else None,
+        config=config_pb.ModelConfig.FromString(base64.b64decode(item["config"])) if ready else None,
+    )
+
+
+class Catalogue:
+    """Read by the cold methods' threads, replaced by the control thread."""
+
+    def __init__(self) -> None:
+        self._entries: tuple[CatalogueEntry, ...] = ()
+        self._pages: dict[int, memoryview] = {}
+        self._lock = threading.Lock()
+
+    def replace(self, items: list[dict[str, Any]]) -> None:
+        self._entries = tuple(_entry(item) for item in items)
+
+    def add_page(self, worker: int, page: memoryview) -> None:
+        """A worker's statistics page; a restarted worker goes on writing to its predecessor's."""
+        with self._lock:
+            self._pages = {**self._pages, worker: page}
+
+    @property
+    def entries(self) -> tuple[CatalogueEntry, ...]:
+        return self._entries
+
+    def names(self) -> set[str]:
+        return {entry.name for entry in self._entries}
+
+    def ready_versions(self, name: str) -> list[CatalogueEntry]:
+        """Ascending. Empty when the model is unknown or none of its versions is ready."""
+        found = [entry for entry in self._entries if entry.name == name and entry.ready]
+        return sorted(found, key=lambda entry: int(entry.version))
+
+    def is_ready(self, name: str, version: str) -> bool:
+        """Raises UnknownModel."""
+        ready = self.ready_versions(name)
+        if not ready and name not in self.names():
+            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+        return any(entry.version == version for entry in ready) if version else bool(ready)
+
+    def find(self, name: str, version: str) -> CatalogueEntry:
+        """A ready version; "" = the newest. Raises UnknownModel or ModelUnavailable."""
+        ready = self.ready_versions(name)
+        if not version and ready:
+            return ready[-1]
+        for entry in ready:
+            if entry.version == version:
+                return entry
+        broken = [e for e in self._entries if e.name == name and (not version or version == e.version)]
+        if broken:
+            raise ModelUnavailable(f"model '{name}' is not ready: {broken[0].reason}")
+        shown = f"'{name}' version {version}" if version else f"'{name}'"
+        raise UnknownModel(f"Request for unknown model: {shown} is not found")
+
+    def statistics(self, slot: int) -> ModelSnapshot | None:
+        """Summed over all workers; None before any is there."""
+        total: ModelSnapshot | None = None
+        for page in self._pages.values():
+            snapshot = read_model(page, slot)
+            total = snapshot if total is None else total + snapshot
+        return total

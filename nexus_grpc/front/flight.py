@@ -1,0 +1,66 @@
+"""A request between its arrival and its answer."""
+
+import abc
+
+from nexus_grpc.ipc.errors import NexusError
+from nexus_grpc.ipc.rich_errors import status_bytes
+
+
+class Flight(abc.ABC):
+    """One request in flight. The transport (completion queue, public API, stream) says how it is answered.
+
+    Attributes:
+        message: the client's bytes, kept until the answer so that a request can be dispatched again.
+        deadline_ns, arrived_ns: CLOCK_MONOTONIC; deadline 0 = none.
+        slot: model-version slot, 0 until routed.
+        sequence: of its current record in `link`'s ring.
+        strikes: how many workers died while they were executing it.
+        oversize_bytes: what it counts against the limit on large messages.
+        watched: whether the transport has been asked to report the client's going away.
+    """
+
+    __slots__ = (
+        "arrived_ns",
+        "deadline_ns",
+        "link",
+        "message",
+        "method",
+        "oversize_bytes",
+        "request_id",
+        "route",
+        "sequence",
+        "slot",
+        "strikes",
+        "watched",
+    )
+
+    def __init__(self, method: int, request_id: str, deadline_ns: int, arrived_ns: int) -> None:
+        self.method = method
+        self.request_id = request_id
+        self.deadline_ns = deadline_ns
+        self.arrived_ns = arrived_ns
+        self.message = b""
+        self.slot = 0
+        self.sequence = 0
+        self.strikes = 0
+        self.watched = False
+        self.oversize_bytes = 0
+        self.link: object = None
+        self.route: object = None
+
+    @abc.abstractmethod
+    def succeed(self, payload: bytes) -> None:
+        """Send the answer."""
+
+    @abc.abstractmethod
+    def fail(self, code: int, message: str, details: bytes) -> None:
+        """Send an error; `details` is a serialised google.rpc.Status, possibly empty."""
+
+    @abc.abstractmethod
+    def watch(self) -> None:
+        """Ask to be told (Dispatcher.cancel) when the client goes away. Called once the request has been in flight a while."""
+
+
+def fail_with(flight: Flight, error: NexusError) -> None:
+    """Answer a flight with one of our errors."""
+    flight.fail(int(error.code), error.message, status_bytes(error))

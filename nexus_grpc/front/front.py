@@ -1,0 +1,167 @@
+"""The front as the supervisor sees it: builds the server, obeys control messages, drains."""
+
+import os
+import threading
+from concurrent import futures
+from typing import Any
+
+import grpc
+
+from nexus_grpc import logs
+from nexus_grpc.front.catalogue import Catalogue
+from nexus_grpc.front.cold_methods import InferenceService, cold_handlers
+from nexus_grpc.front.completion_queue import CompletionQueueServer, contract_mismatches
+from nexus_grpc.front.dispatcher import Dispatcher, RequestIds
+from nexus_grpc.front.flight import Flight
+from nexus_grpc.front.link import WorkerLink
+from nexus_grpc.front.public_api import THREADS, public_server
+from nexus_grpc.front.reflection import Health, add_reflection
+from nexus_grpc.front.routes import Route
+from nexus_grpc.ipc.control import ControlChannel, Message
+from nexus_grpc.ipc.record import Method
+from nexus_grpc.ipc.stats import FrontStats, FrontWord, open_page
+from nexus_grpc.settings import Settings
+
+# Threads for the cold methods; health and reflection streams hold one each.
+COLD_THREADS = 16
+KEEPALIVE_MS = 60_000
+KEEPALIVE_TIMEOUT_MS = 20_000
+STREAMS_PER_CONNECTION = 1024
+METADATA_MAX_BYTES = 32 << 10
+
+
+class Front:
+    """Control messages:
+
+        routes   the catalogue: what is ready, where
+        attach   a worker's segment, doorbell, side socket and statistics page
+        detach   a worker died
+        listen   bind the port and serve; answered by `ready` or `failed`
+        drain    stop accepting, finish what is in flight, then exit
+    """
+
+    def __init__(self, channel: ControlChannel, hello: dict[str, Any], descriptors: list[int]) -> None:
+        settings = Settings.restore(hello["settings"])
+        logs.configure(settings.log_format, settings.log_level, "front", hello["index"])
+        self._log = logs.logger()
+        self._request_log = logs.RequestLog(settings.log_sample)
+        self._channel = channel
+        self._settings = settings
+        page_fd, bell = descriptors
+        stats = FrontStats(open_page(page_fd))
+        os.close(page_fd)
+        stats.gauge(FrontWord.PID, os.getpid())
+        self._catalogue = Catalogue()
+        self._serving = False
+        self._dispatcher = Dispatcher(
+            bell,
+            stats,
+            self._finished,
+            in_flight_bytes_max=settings.max_in_flight_bytes,
+            waiting_max=settings.max_in_flight,
+            respawn_wait_ns=int(settings.respawn_wait_seconds * 1e9),
+        )
+        self._server = self._build_server()
+        self._health = Health(self._server)
+        add_reflection(self._server)
+        service = InferenceService(self._catalogue, lambda: self._serving)
+        self._server.add_generic_rpc_handlers((cold_handlers(service),))
+
+    def run(self) -> None:
+        """The egress thread; returns when drained."""
+        self._dispatcher.run()
+
+    def _build_server(self) -> grpc.Server:
+        ids = RequestIds(os.urandom(9))
+        mismatches = contract_mismatches()
+        if mismatches:
+            self._log.warning("grpcio's internals do not match: serving through its public API", mismatches=mismatches)
+        if mismatches or self._settings.front_api == "public":
+            pool = futures.ThreadPoolExecutor(THREADS + COLD_THREADS, thread_name_prefix="call")
+            return public_server(self._dispatcher, ids, pool, self._options())
+        pool = futures.ThreadPoolExecutor(COLD_THREADS, thread_name_prefix="cold")
+        return CompletionQueueServer(self._dispatcher, ids, pool, self._options(), self._settings.stream_window)
+
+    def _options(self) -> list[tuple[str, Any]]:
+        return [
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", self._settings.max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_metadata_size", METADATA_MAX_BYTES),
+            ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+            # Notice clients that vanished without a word, and let clients ping as they like.
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_ping_strikes", 0),
+        ]
+
+    def control(self) -> None:
+        """Obey the supervisor until `drain`. Raises ChannelClosed when it is gone."""
+        while True:
+            message, descriptors = self._channel.receive()
+            kind = message["type"]
+            if kind == "routes":
+                self._take_routes(message)
+            elif kind == "attach":
+                self._attach(message, descriptors)
+            elif kind == "detach":
+                worker, generation = message["worker"], message["generation"]
+                self._dispatcher.command(lambda w=worker, g=generation: self._dispatcher.worker_down(w, g))
+            elif kind == "listen":
+                self._listen()
+            elif kind == "drain":
+                threading.Thread(target=self._drain, args=(message["seconds"],), daemon=True, name="drain").start()
+
+    def _take_routes(self, message: Message) -> None:
+        self._catalogue.replace(message["catalogue"])
+
+        def replace() -> None:
+            self._dispatcher.routes.replace(message["catalogue"])
+            self._dispatcher.relink()
+
+        self._dispatcher.command(replace)
+        if self._serving:
+            self._health.update(self._catalogue)
+
+    def _attach(self, message: Message, descriptors: list[int]) -> None:
+        segment_fd, bell, side_fd, page_fd = descriptors
+        self._catalogue.add_page(message["worker"], open_page(page_fd))
+        os.close(page_fd)
+        link = WorkerLink(
+            message["worker"], message["generation"], segment_fd, bell, side_fd, self._settings.max_in_flight
+        )
+        self._dispatcher.command(lambda: self._dispatcher.attach(link))
+
+    def _listen(self) -> None:
+        host = self._settings.host
+        address = f"[{host}]" if ":" in host else host
+        try:
+            self._server.add_insecure_port(f"{address}:{self._settings.grpc_port}")
+            self._server.start()
+        except RuntimeError as error:
+            self._channel.send({"type": "failed", "reason": str(error)})
+            return
+        self._serving = True
+        self._health.update(self._catalogue)
+        self._channel.send({"type": "ready"})
+
+    def _drain(self, seconds: float) -> None:
+        """Readiness first, then no new calls, then what is in flight, then the end."""
+        self._serving = False
+        self._health.drain()
+        stopped = self._server.stop(seconds)
+        stopped.wait(seconds + 1)
+        self._dispatcher.stop()
+
+    def _finished(self, flight: Flight, code: int, total_ns: int) -> None:
+        if self._request_log.sampled(code):
+            route = flight.route
+            self._request_log.line(
+                method=Method(flight.method).name,
+                code=code,
+                latency_us=total_ns // 1000,
+                request_id=flight.request_id,
+                model=route.name if isinstance(route, Route) else "",
+                version=route.version if isinstance(route, Route) else "",
+            )

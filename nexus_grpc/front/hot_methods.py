@@ -1,0 +1,39 @@
+"""The hot methods' paths, and what both transports read off a call."""
+
+import math
+import re
+import time
+from collections.abc import Iterable
+
+from nexus_grpc.front.dispatcher import RequestIds
+from nexus_grpc.ipc.record import REQUEST_ID_MAX_BYTES, Method
+
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
+NEXUS_SERVICE = "nexus.v1.Inference"
+PATHS = {
+    Method.MODEL_INFER: f"/{INFERENCE_SERVICE}/ModelInfer",
+    Method.MODEL_STREAM_INFER: f"/{INFERENCE_SERVICE}/ModelStreamInfer",
+    Method.PREDICT: f"/{NEXUS_SERVICE}/Predict",
+    Method.BATCH_PREDICT: f"/{NEXUS_SERVICE}/BatchPredict",
+    Method.PREDICT_STREAM: f"/{NEXUS_SERVICE}/PredictStream",
+}
+STREAMING = frozenset({Method.MODEL_STREAM_INFER, Method.PREDICT_STREAM})
+
+REQUEST_ID_KEY = "x-request-id"
+# Printable, no spaces or quotes: safe in a header, a log line and a shell.
+_WELL_FORMED = re.compile(rf"[A-Za-z0-9._:/+=@-]{{1,{REQUEST_ID_MAX_BYTES}}}").fullmatch
+
+
+def request_id_of(metadata: Iterable[tuple[str, str | bytes]], ids: RequestIds) -> str:
+    """The call's x-request-id when it is well-formed, else a new one."""
+    for key, value in metadata:
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _WELL_FORMED(value):
+            return value
+    return ids.next()
+
+
+def monotonic_deadline_ns(deadline: float | None, now_ns: int) -> int:
+    """gRPC gives deadlines in wall-clock seconds; 0 = none. Both clocks are read now, so a later clock jump is harmless."""
+    if deadline is None or not math.isfinite(deadline):
+        return 0
+    return max(1, now_ns + int((deadline - time.time()) * 1e9))

@@ -1,0 +1,119 @@
+"""The transport that uses grpcio's public API only: grpc.server with a thread pool. Slower, with the same answers.
+
+It serves when grpcio's inside is not what completion_queue.py expects, or when `front_api = "public"` says so.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any
+
+import grpc
+
+from nexus_grpc.front.dispatcher import Dispatcher, RequestIds
+from nexus_grpc.front.flight import Flight
+from nexus_grpc.front.hot_methods import PATHS, REQUEST_ID_KEY, STREAMING, request_id_of
+from nexus_grpc.front.streams import WRAP_ANSWER, WRAP_ERROR
+from nexus_grpc.ipc.rich_errors import DETAILS_KEY
+
+# One thread per request in flight: the public API has no other way to wait.
+THREADS = 128
+_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class PublicFlight(Flight):
+    """A request whose handler thread waits for `done`."""
+
+    __slots__ = ("code", "details", "done", "error", "payload")
+
+    def __init__(self, method: int, request_id: str, deadline_ns: int, message: bytes) -> None:
+        super().__init__(method, request_id, deadline_ns, time.monotonic_ns())
+        self.message = message
+        self.done = threading.Event()
+        self.payload = b""
+        self.code = 0
+        self.error = ""
+        self.details = b""
+
+    def succeed(self, payload: bytes) -> None:
+        self.payload = payload
+        self.done.set()
+
+    def fail(self, code: int, message: str, details: bytes) -> None:
+        self.code, self.error, self.details = code, message, details
+        self.done.set()
+
+    def watch(self) -> None:
+        """The handler registers for the client's going away itself."""
+
+
+class HotHandlers(grpc.GenericRpcHandler):
+    """Raw-bytes handlers for the hot methods."""
+
+    def __init__(self, dispatcher: Dispatcher, ids: RequestIds) -> None:
+        self._dispatcher = dispatcher
+        self._ids = ids
+        self._methods = {path: method for method, path in PATHS.items()}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        method = self._methods.get(handler_call_details.method)
+        if method is None:
+            return None
+        if method in STREAMING:
+            return grpc.stream_stream_rpc_method_handler(self._stream(int(method)))
+        return grpc.unary_unary_rpc_method_handler(self._unary(int(method)))
+
+    def _begin(self, context: grpc.ServicerContext) -> tuple[str, int]:
+        request_id = request_id_of(context.invocation_metadata() or (), self._ids)
+        context.send_initial_metadata(((REQUEST_ID_KEY, request_id),))
+        remaining = context.time_remaining()
+        # The public API reports "no deadline" as None or as centuries.
+        deadline_ns = 0 if remaining is None or remaining > 1e8 else time.monotonic_ns() + int(remaining * 1e9)
+        return request_id, deadline_ns
+
+    def _answered(self, flight: PublicFlight, context: grpc.ServicerContext) -> PublicFlight:
+        context.add_callback(lambda: None if flight.done.is_set() else self._abandon(flight))
+        self._dispatcher.submit(flight)
+        flight.done.wait()
+        return flight
+
+    def _abandon(self, flight: PublicFlight) -> None:
+        self._dispatcher.cancel(flight)
+        flight.done.set()
+
+    def _unary(self, method: int) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+        def handle(message: bytes, context: grpc.ServicerContext) -> bytes:
+            request_id, deadline_ns = self._begin(context)
+            flight = self._answered(PublicFlight(method, request_id, deadline_ns, message), context)
+            if flight.code:
+                if flight.details:
+                    context.set_trailing_metadata(((DETAILS_KEY, flight.details),))
+                context.abort(_STATUS[flight.code], flight.error)
+            return flight.payload
+
+        return handle
+
+    def _stream(self, method: int) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
+        def handle(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            request_id, deadline_ns = self._begin(context)
+            for message in messages:
+                flight = self._answered(PublicFlight(method, request_id, deadline_ns, message), context)
+                if flight.code:
+                    yield WRAP_ERROR[method](flight.code, flight.error)
+                else:
+                    yield WRAP_ANSWER[method](flight.payload)
+
+        return handle
+
+
+def public_server(
+    dispatcher: Dispatcher, ids: RequestIds, thread_pool: futures.ThreadPoolExecutor, options: list[tuple[str, Any]]
+) -> grpc.Server:
+    """A stock server with the hot methods' handlers."""
+    server = grpc.server(thread_pool, options=options)
+    server.add_generic_rpc_handlers((HotHandlers(dispatcher, ids),))
+    return server
+
+
+

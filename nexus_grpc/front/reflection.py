@@ -1,0 +1,81 @@
+"""Server reflection, v1 and v1alpha, and health: what grpcurl and orchestrators ask for first.
+
+grpcio-reflection offers v1alpha only. v1 has the same messages in another package, so the same servicer answers it;
+its file descriptor is made from v1alpha's by renaming the package.
+Source: https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
+"""
+
+import grpc
+from google.protobuf import descriptor_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from nexus_grpc.front.catalogue import Catalogue
+from nexus_grpc.front.hot_methods import INFERENCE_SERVICE, NEXUS_SERVICE
+from nexus_grpc.pb import POOL
+from nexus_grpc.pb.inference import grpc_service_pb2  # noqa: F401  (registers itself in POOL)
+from nexus_grpc.pb.nexus.v1 import inference_pb2  # noqa: F401
+
+V1 = "grpc.reflection.v1"
+V1ALPHA = "grpc.reflection.v1alpha"
+V1_SERVICE = f"{V1}.ServerReflection"
+SERVICES = (INFERENCE_SERVICE, NEXUS_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME, V1_SERVICE)
+
+
+def _v1_file() -> bytes:
+    file = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    file.name = file.name.replace("v1alpha", "v1")
+    file.package = V1
+    for message in file.message_type:
+        for field in message.field:
+            field.type_name = field.type_name.replace(f".{V1ALPHA}.", f".{V1}.")
+    for method in file.service[0].method:
+        method.input_type = method.input_type.replace(f".{V1ALPHA}.", f".{V1}.")
+        method.output_type = method.output_type.replace(f".{V1ALPHA}.", f".{V1}.")
+    return bytes(file.SerializeToString())
+
+
+def add_reflection(server: grpc.Server) -> None:
+    """Serve both versions of reflection over all our services."""
+    for serialized in (health_pb2.DESCRIPTOR.serialized_pb, reflection_pb2.DESCRIPTOR.serialized_pb, _v1_file()):
+        POOL.AddSerializedFile(serialized)
+    servicer = reflection.ReflectionServicer(SERVICES, pool=POOL)
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    handlers = {"ServerReflectionInfo": handler}
+    for service in (reflection.SERVICE_NAME, V1_SERVICE):
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+
+class Health:
+    """grpc.health.v1 with one service per model; "" is the server."""
+
+    def __init__(self, server: grpc.Server) -> None:
+        self._servicer = health.HealthServicer()
+        self._models: set[str] = set()
+        self._servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    def update(self, catalogue: Catalogue) -> None:
+        """Take over the catalogue's states; models that are gone become SERVICE_UNKNOWN."""
+        names = catalogue.names()
+        for name in names | self._models:
+            self._servicer.set(name, self._status(name, names, catalogue))
+        for service in (INFERENCE_SERVICE, NEXUS_SERVICE, ""):
+            self._servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._models = names
+
+    def _status(self, name: str, names: set[str], catalogue: Catalogue) -> int:
+        if name not in names:
+            return int(health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+        ready = bool(catalogue.ready_versions(name))
+        response = health_pb2.HealthCheckResponse
+        return int(response.SERVING if ready else response.NOT_SERVING)
+
+    def drain(self) -> None:
+        """Everything is NOT_SERVING from here on."""
+        self._servicer.enter_graceful_shutdown()

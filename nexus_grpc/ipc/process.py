@@ -1,0 +1,35 @@
+"""What every child process does first: die with the supervisor, keep its own cores, be named, leave Ctrl-C alone.
+
+Imports nothing heavy: affinity is set here, before grpc or onnxruntime start their threads.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+
+import setproctitle
+
+PR_SET_PDEATHSIG = 1
+
+
+class ParentGone(SystemExit):
+    """The supervisor died before the child could tie itself to it."""
+
+
+def start_child(role: str, index: int, supervisor_pid: int, cpus: list[int]) -> None:
+    """Make this process a well-behaved child. Raises ParentGone when the supervisor is gone already."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor_pid:  # it died between our start and the prctl
+        raise ParentGone(1)
+    # Ctrl-C reaches the whole process group; only the supervisor decides how its children stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+    setproctitle.setproctitle(f"nexus: {role} {index}")
+
+
+def control_socket(descriptor: int) -> socket.socket:
+    """The control channel's socket, inherited as `descriptor`."""
+    return socket.socket(fileno=descriptor)

@@ -1,0 +1,280 @@
+"""The model repository: a folder of models in Triton's layout, read into `ModelEntry` values.
+
+    <root>/<model>/config.pbtxt              optional
+    <root>/<model>/<version>/model.onnx      or the configuration's default_model_filename
+    <root>/<model>/<labels>.txt              an output's label_filename
+    <root>/<model>/warmup/<file>             a warm-up input's input_data_file
+
+Nothing outside the root is ever read: names are checked, and a symbolic link that leads out is refused. A model that
+is broken gets an `error` and never hides the others.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nexus_grpc.ipc.errors import ModelNotServable
+from nexus_grpc.model_config import ModelPolicy, check_config, is_file_name, parse_config, policy_of
+from nexus_grpc.pb.inference.model_config_pb2 import ModelConfig
+from nexus_grpc.settings import ConfigurationError
+
+CONFIG_FILE = "config.pbtxt"
+MODEL_FILE = "model.onnx"
+WARMUP_FOLDER = "warmup"
+# Real ones are a few KiB; ImageNet-21k's labels are 400 KB.
+CONFIG_BYTES_MAX = 1 << 20
+LABELS_BYTES_MAX = 16 << 20
+
+_MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
+# Routes of the REST interface that would shadow such a model.
+RESERVED_NAMES = frozenset({"info", "upload"})
+# Versions travel as int64; leading zeros would give one version two names.
+_VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionEntry:
+    """One version that the version policy selects."""
+
+    version: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """One model folder.
+
+    Attributes:
+        name: the folder's name; a valid model id unless `error` says otherwise.
+        path: the model's folder.
+        config: the parsed config.pbtxt; None if there is none or it is broken.
+        policy: read out of the configuration; the defaults where there is none.
+        versions: what the version policy selects and has a model file, ascending.
+        labels: class labels by output name.
+        warmup_files: files of warm-up values, by the name the configuration gives them.
+        error: why the model can't be served as it is; None if nothing is wrong.
+    """
+
+    name: str
+    path: Path
+    config: ModelConfig | None = None
+    policy: ModelPolicy = field(default_factory=ModelPolicy)
+    versions: tuple[VersionEntry, ...] = ()
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    warmup_files: Mapping[str, Path] = field(default_factory=dict)
+    error: str | None = None
+
+
+def is_model_name(name: str) -> bool:
+    """Whether `name` may be a model's id: `^[a-z0-9][a-z0-9._-]{0,63}$`, no "..", and no reserved name."""
+    return _MODEL_NAME.fullmatch(name) is not None and ".." not in name and name not in RESERVED_NAMES
+
+
+def scan(root: Path) -> list[ModelEntry]:
+    """Reads the repository, models in the order of their names. Hidden and plain files in the root are ignored.
+
+    Raises:
+        ConfigurationError: the root is missing, not a folder or not readable.
+    """
+    real_root, names = _list_root(root)
+    return [_read_model(root / name, real_root) for name in names if _is_folder(root / name)]
+
+
+def scan_model(root: Path, name: str) -> ModelEntry | None:
+    """Reads one model of the repository again; None if it has no such folder (or `name` can't be a model's name).
+
+    Raises:
+        ConfigurationError: as `scan`.
+    """
+    real_root, names = _list_root(root)
+    if not is_model_name(name) or name not in names or not _is_folder(root / name):
+        return None
+    return _read_model(root / name, real_root)
+
+
+def _list_root(root: Path) -> tuple[Path, list[str]]:
+    """The root without symbolic links, and the names in it that are not hidden."""
+    try:
+        real_root = root.resolve(strict=True)
+        return real_root, sorted(name for name in os.listdir(root) if not name.startswith("."))
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"model_repository: the folder {root} does not exist; create it, or name another with --model-repository"
+        ) from None
+    except NotADirectoryError:
+        raise ConfigurationError(f"model_repository: {root} is not a folder; expected one folder per model") from None
+    except (OSError, RuntimeError) as error:
+        # RuntimeError: a loop of symbolic links (pathlib, before Python 3.13).
+        raise ConfigurationError(f"model_repository: {root} cannot be read ({error}); check its permissions") from error
+
+
+def selected_versions(config: ModelConfig | None, present: Iterable[int]) -> tuple[int, ...]:
+    """Applies the version policy: the newest one by default, `latest` n, `all`, or the `specific` ones.
+
+    Returns:
+        Versions, ascending; for `specific`, those named, present or not.
+    """
+    ordered = sorted(set(present))
+    choice = None if config is None else config.version_policy.WhichOneof("policy_choice")
+    if config is None or choice is None:
+        return tuple(ordered[-1:])
+    if choice == "latest":
+        return tuple(ordered[-config.version_policy.latest.num_versions :])
+    if choice == "specific":
+        return tuple(sorted(set(config.version_policy.specific.versions)))
+    return tuple(ordered)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        # Not even stat is allowed: shown as a broken model rather than hidden.
+        return True
+
+
+def _read_model(folder: Path, root: Path) -> ModelEntry:
+    name = folder.name
+    if not is_model_name(name):
+        printable = name.encode("utf-8", "backslashreplace").decode("utf-8")
+        return ModelEntry(
+            printable,
+            folder,
+            error="not a model name: expected 1 to 64 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit, "
+            f"without '..', and none of {', '.join(sorted(RESERVED_NAMES))}",
+        )
+    config: ModelConfig | None = None
+    try:
+        _check_inside(folder, root)
+        config = _read_config(folder, root)
+        policy = ModelPolicy() if config is None else policy_of(config)
+        versions, missing = _read_versions(folder, root, config)
+        return ModelEntry(
+            name=name,
+            path=folder,
+            config=config,
+            policy=policy,
+            versions=versions,
+            labels=_read_labels(folder, root, config),
+            warmup_files=_find_warmup_files(folder, root, config),
+            error=missing,
+        )
+    except ModelNotServable as error:
+        return ModelEntry(name, folder, config=config, error=error.message)
+    except (OSError, RuntimeError) as error:
+        return ModelEntry(name, folder, config=config, error=f"cannot be read: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({Path(str(error.filename)).name})" if error.filename else error.strerror
+    return str(error)
+
+
+def _check_inside(path: Path, root: Path) -> None:
+    if not path.resolve().is_relative_to(root):
+        raise ModelNotServable(
+            f"{path.name} is a symbolic link that leads outside the model repository", reason="OUTSIDE_REPOSITORY"
+        )
+
+
+def _read_text(path: Path, root: Path, bytes_max: int) -> str:
+    """Reads a UTF-8 file inside the repository.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModelNotServable: it lies outside, is too large, or is not UTF-8.
+    """
+    _check_inside(path, root)
+    with path.open("rb") as file:
+        content = file.read(bytes_max + 1)
+    if len(content) > bytes_max:
+        raise ModelNotServable(f"{path.name} is larger than {bytes_max} bytes")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ModelNotServable(f"{path.name} is not UTF-8 text (byte {error.start})") from None
+
+
+def _read_config(folder: Path, root: Path) -> ModelConfig | None:
+    try:
+        text = _read_text(folder / CONFIG_FILE, root, CONFIG_BYTES_MAX)
+    except FileNotFoundError:
+        return None
+    path = f"{folder.name}/{CONFIG_FILE}"
+    config = parse_config(text, path=path)
+    try:
+        check_config(config, folder.name)
+    except ModelNotServable as error:
+        raise ModelNotServable(f"{path}: {error.message}", reason=error.reason, field=error.field) from None
+    return config
+
+
+def _read_versions(folder: Path, root: Path, config: ModelConfig | None) -> tuple[tuple[VersionEntry, ...], str | None]:
+    """The selected versions that have a model file, and what is wrong with the others."""
+    present = [int(path.name) for path in folder.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir()]
+    if not present:
+        return (), f"has no version folder: expected {folder.name}/1/{_model_file(config)}"
+    found: list[VersionEntry] = []
+    problems: list[str] = []
+    for version in selected_versions(config, present):
+        path = folder / str(version) / _model_file(config)
+        try:
+            _check_inside(path, root)
+        except ModelNotServable as error:
+            problems.append(f"version {version}: {error.message}")
+            continue
+        if path.is_file():
+            found.append(VersionEntry(version, path))
+        else:
+            problems.append(f"version {version} has no file {folder.name}/{version}/{path.name}")
+    return tuple(found), "; ".join(problems) or None
+
+
+def _model_file(config: ModelConfig | None) -> str:
+    return (config.default_model_filename if config is not None else "") or MODEL_FILE
+
+
+def _read_labels(folder: Path, root: Path, config: ModelConfig | None) -> dict[str, tuple[str, ...]]:
+    """One label per line, in the order of the classes; blank lines at the end don't count.
+
+    Raises:
+        ModelNotServable: a label file is missing or not text.
+    """
+    labels: dict[str, tuple[str, ...]] = {}
+    for output in config.output if config is not None else ():
+        if not output.label_filename:
+            continue
+        try:
+            text = _read_text(folder / output.label_filename, root, LABELS_BYTES_MAX)
+        except FileNotFoundError:
+            raise ModelNotServable(
+                f'label_filename: output "{output.name}" names {output.label_filename}, which is not in {folder.name}/'
+            ) from None
+        # splitlines() would also split at characters such as U+2028, which a label may contain.
+        labels[output.name] = tuple(line.strip() for line in text.rstrip().split("\n")) if text.strip() else ()
+    return labels
+
+
+def _find_warmup_files(folder: Path, root: Path, config: ModelConfig | None) -> dict[str, Path]:
+    """Where the values of each `input_data_file` are.
+
+    Raises:
+        ModelNotServable: a file is missing, or its name leads out of the warm-up folder.
+    """
+    files: dict[str, Path] = {}
+    for warmup in config.model_warmup if config is not None else ():
+        for name, tensor in warmup.inputs.items():
+            file_name = tensor.input_data_file
+            if tensor.WhichOneof("input_data_type") != "input_data_file":
+                continue
+            if not is_file_name(file_name):
+                raise ModelNotServable(f'model_warmup: input "{name}": input_data_file must be a plain file name')
+            path = folder / WARMUP_FOLDER / file_name
+            _check_inside(path, root)
+            if not path.is_file():
+                raise ModelNotServable(f"model_warmup: {folder.name}/{WARMUP_FOLDER}/{file_name} is not there")
+            files[file_name] = path
+    return files

@@ -1,0 +1,228 @@
+"""`nexus models` and `nexus predict` against a gRPC server on a real port, which answers from a script."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import grpc
+import pytest
+import typer
+from google.protobuf.message import Message
+from typer.testing import CliRunner
+
+from nexus_grpc.cli.main import app
+from nexus_grpc.cli.predict import parse_features
+from nexus_grpc.pb.inference import grpc_service_pb2 as oip
+from nexus_grpc.pb.nexus.v1 import inference_pb2 as nexus
+
+
+@dataclass
+class Server:
+    """A server whose answers are set by the test, by method: a message, or a status code with its text."""
+
+    address: str = ""
+    answers: dict[str, Message | tuple[grpc.StatusCode, str]] = field(default_factory=dict)
+    requests: list[bytes] = field(default_factory=list)
+
+    def answer(self, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:
+        self.requests.append(request)
+        answer = self.answers[method]
+        if isinstance(answer, tuple):
+            context.abort(*answer)
+        return answer.SerializeToString()
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:  # type: ignore[type-arg]
+        method = details.method.rpartition("/")[2]
+        return grpc.unary_unary_rpc_method_handler(
+            lambda request, context: self._server.answer(method, request, context)
+        )
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    script = Server()
+    grpc_server = grpc.server(ThreadPoolExecutor(2), handlers=[_Handlers(script)])
+    script.address = f"127.0.0.1:{grpc_server.add_insecure_port('127.0.0.1:0')}"
+    grpc_server.start()
+    yield script
+    grpc_server.stop(None).wait()
+
+
+def nexus_command(server: Server, *arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [*arguments, "--address", server.address])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def iris_index() -> oip.RepositoryIndexResponse:
+    answer = oip.RepositoryIndexResponse()
+    answer.models.add(name="iris", version="1", state="READY")
+    answer.models.add(name="broken", state="UNAVAILABLE", reason="[red]no[/red]\nsuch\x1b[2J file")
+    return answer
+
+
+def test_models_list(server: Server) -> None:
+    server.answers["RepositoryIndex"] = iris_index()
+    code, out, _ = nexus_command(server, "models", "list")
+    assert code == 0
+    assert [line.split()[:3] for line in out.splitlines() if "iris" in line] == [["iris", "1", "READY"]]
+    # What the server says is shown as it is: no markup, no control characters.
+    assert "[red]no[/red]\\nsuch\\x1b[2J file" in out
+
+
+def test_models_list_json(server: Server) -> None:
+    server.answers["RepositoryIndex"] = iris_index()
+    code, out, _ = nexus_command(server, "models", "list", "--json")
+    assert code == 0
+    assert json.loads(out)["models"][0] == {"name": "iris", "version": "1", "state": "READY", "reason": ""}
+
+
+def test_models_list_of_an_empty_repository(server: Server) -> None:
+    server.answers["RepositoryIndex"] = oip.RepositoryIndexResponse()
+    assert nexus_command(server, "models", "list")[:2] == (0, "The server's model repository is empty.\n")
+
+
+def script_iris_info(server: Server) -> None:
+    metadata = oip.ModelMetadataResponse(name="iris", versions=["1", "2"], platform="onnxruntime_onnx")
+    metadata.inputs.add(name="X", datatype="FP32", shape=[-1, 4])
+    metadata.outputs.add(name="label", datatype="INT64", shape=[-1])
+    config = oip.ModelConfigResponse()
+    config.config.name = "iris"
+    config.config.max_batch_size = 64
+    config.config.dynamic_batching.max_queue_delay_microseconds = 500
+    config.config.parameters["isolation"].string_value = "shared"
+    server.answers |= {"ModelMetadata": metadata, "ModelConfig": config}
+
+
+def test_models_info(server: Server) -> None:
+    script_iris_info(server)
+    code, out, _ = nexus_command(server, "models", "info", "iris", "--version", "2")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert ["input", "X", "FP32", "[-1,", "4]"] in lines
+    assert ["output", "label", "INT64", "[-1]"] in lines
+    assert ["max_batch_size", "64"] in lines
+    assert ["max_queue_delay", "500", "µs"] in lines
+    assert ["isolation", "shared"] in lines
+    assert oip.ModelMetadataRequest.FromString(server.requests[0]) == oip.ModelMetadataRequest(name="iris", version="2")
+
+
+def test_models_info_json(server: Server) -> None:
+    script_iris_info(server)
+    code, out, _ = nexus_command(server, "models", "info", "iris", "--json")
+    assert code == 0
+    answer = json.loads(out)
+    assert answer["metadata"]["inputs"] == [{"name": "X", "datatype": "FP32", "shape": ["-1", "4"]}]
+    assert answer["config"]["max_batch_size"] == 64
+
+
+@pytest.mark.parametrize(
+    "features", [["5.1,3.5,1.4,0.2"], ["5.1", "3.5", "1.4", "0.2"], ["5.1, 3.5", "1.4,0.2"], ["5.1,3.5,1.4,", "2e-1"]]
+)
+def test_predict(server: Server, features: list[str]) -> None:
+    server.answers["Predict"] = nexus.PredictResponse(
+        model_id="iris",
+        prediction=[0],
+        probabilities=[0.97, 0.02, 0.01],
+        confidence=0.97,
+        model_version="1",
+        latency_ms=0.25,
+    )
+    code, out, _ = nexus_command(server, "predict", "iris", *features)
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert ["prediction", "0"] in lines
+    assert ["confidence", "0.9700"] in lines
+    assert ["latency", "0.250", "ms"] in lines
+    request = nexus.PredictRequest.FromString(server.requests[0])
+    assert request == nexus.PredictRequest(model_id="iris", features=[5.1, 3.5, 1.4, 0.2])
+
+
+def test_predict_with_negative_numbers(server: Server) -> None:
+    server.answers["Predict"] = nexus.PredictResponse()
+    assert nexus_command(server, "predict", "iris", "-1.5,2", "-3", "-1e5")[0] == 0
+    assert list(nexus.PredictRequest.FromString(server.requests[0]).features) == [-1.5, 2, -3, -1e5]
+
+
+def test_predict_text_as_json(server: Server) -> None:
+    server.answers["Predict"] = nexus.PredictResponse(model_id="spam", labels=["ham"], model_version="3")
+    arguments = ["predict", "spam", "--text", "buy, now", "--text", "", "--version", "3", "--json"]
+    code, out, _ = nexus_command(server, *arguments)
+    assert code == 0
+    answer = json.loads(out)
+    assert (answer["labels"], answer["prediction"], answer["cache_hit"]) == (["ham"], [], False)
+    request = nexus.PredictRequest.FromString(server.requests[0])
+    assert request == nexus.PredictRequest(model_id="spam", model_version="3", texts=["buy, now", ""])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["iris"],
+        ["iris", "1,two"],
+        ["iris", "1", "--jsom"],
+        ["iris", "1", "--text", "a"],
+        ["iris", "1", "--timeout", "0"],
+    ],
+)
+def test_wrong_usage_of_predict(server: Server, arguments: list[str]) -> None:
+    assert nexus_command(server, "predict", *arguments)[0] == 2
+    assert server.requests == []
+
+
+def test_parse_features_names_what_is_no_number() -> None:
+    with pytest.raises(typer.BadParameter, match="'two' is not a number"):
+        parse_features(["1,two"])
+
+
+def test_an_error_of_the_server_is_one_line(server: Server) -> None:
+    message = "Request for unknown model: 'x'\nis not found"
+    server.answers["Predict"] = (grpc.StatusCode.NOT_FOUND, message)
+    code, out, err = nexus_command(server, "predict", "x", "1")
+    assert (code, out) == (1, "")
+    assert err == "error: NOT_FOUND: Request for unknown model: 'x' is not found\n"
+
+
+def test_a_server_that_is_not_ready_is_not_an_absent_one(server: Server) -> None:
+    server.answers["Predict"] = (grpc.StatusCode.UNAVAILABLE, "model iris is loading")
+    assert nexus_command(server, "predict", "iris", "1")[2] == "error: UNAVAILABLE: model iris is loading\n"
+
+
+@pytest.mark.parametrize("command", [["models", "list"], ["models", "info", "iris"], ["predict", "iris", "1"]])
+def test_no_server(command: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    code, out, err = nexus_command(Server(address=f"127.0.0.1:{port}"), *command)
+    assert (code, out) == (1, "")
+    assert err == f"error: no server at 127.0.0.1:{port}: start one with `make serve` or `nexus serve`\n"
+
+
+def test_a_server_that_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        code, _, err = nexus_command(Server(address=address), "models", "list", "--timeout", "0.3")
+    assert code == 1
+    assert err.startswith("error: DEADLINE_EXCEEDED")
+
+
+def test_ctrl_c_is_quiet() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "nexus_grpc.cli.main", "models", "list", "--address", address]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        # It has connected, so it waits for an answer.
+        silent.settimeout(30)
+        connection, _ = silent.accept()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        connection.close()
+    assert (process.returncode, out, err) == (130, b"", b"")

@@ -1,0 +1,190 @@
+"""ModelInferRequest bytes → Decoded. Raises only InvalidInput (a fuzz test holds it to that)."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from nexus_grpc.ipc.errors import InvalidInput
+from nexus_grpc.pb.inference import grpc_service_pb2 as pb
+from workers.infer_form import InferForm, RequestedOutput
+from workers.model import Model, Shape, TensorSpec
+from workers.requests import Decoded, Piece, Signature
+from workers.shapes import check_missing, check_shape, common_rows
+from workers.tensors import BOOL, BYTES, Datatype, decode_bytes_tensor, decode_text, text_array
+
+# Request parameters that are honoured or safely ignored. Other `triton_…` ones ask for something we do not do.
+TIMING_PARAMETER = "nexus_timing"
+IGNORED_TRITON = "triton_enable_empty_final_response"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Tensor:
+    spec: TensorSpec
+    shape: Shape
+    piece: Piece
+
+
+def decode_infer(model: Model, message: bytes | memoryview) -> Decoded:
+    """Parse and check a request against the model. Raises InvalidInput."""
+    try:
+        request = pb.ModelInferRequest.FromString(message)
+    except DecodeError:
+        raise InvalidInput("the request is not a valid inference.ModelInferRequest message") from None
+    _check_addressee(model, request)
+    timing, timeout_ns = _parameters(request)
+    raw = bool(request.raw_input_contents)
+    tensors = _raw_tensors(model, request) if raw else _typed_tensors(model, request)
+    check_missing(model, tensors)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    rows = common_rows(model, shapes) if shapes else 1
+    form = InferForm(request.id, _requested_outputs(model, request), raw or _wants_binary(request), timing)
+    present = [tensors[spec.name] for spec in model.inputs if spec.name in tensors]
+    in_order = [tensor.name for tensor in request.inputs] == [tensor.spec.name for tensor in present]
+    pieces = [tensor.piece for tensor in present]
+    return Decoded(_signature(model, present), rows, pieces, form, raw and in_order, timeout_ns)
+
+
+def _check_addressee(model: Model, request: pb.ModelInferRequest) -> None:
+    """The front routed on the first name in the message; protobuf lets a later one win. They must agree."""
+    if request.model_name != model.name or request.model_version not in ("", model.version):
+        raise InvalidInput(
+            "model_name and model_version must appear once in the message, and first", field="model_name"
+        )
+
+
+def _parameters(request: pb.ModelInferRequest) -> tuple[bool, int]:
+    """(nexus_timing, timeout in ns). Raises InvalidInput on a parameter we would have to disobey."""
+    timing, timeout_ns = False, 0
+    for name, value in request.parameters.items():
+        if name == TIMING_PARAMETER:
+            timing = value.bool_param
+        elif name == "timeout":
+            timeout_ns = (value.int64_param or value.uint64_param) * 1000
+        elif name.startswith("triton_") and name != IGNORED_TRITON:
+            raise InvalidInput(f"parameter '{name}' is not supported", field=name)
+    return timing, max(0, timeout_ns)
+
+
+def _spec_of(model: Model, tensor: pb.ModelInferRequest.InferInputTensor, seen: dict[str, Any]) -> TensorSpec:
+    spec = model.input_named(tensor.name)
+    if spec is None:
+        known = ", ".join(f"'{item.name}'" for item in model.inputs)
+        raise InvalidInput(f"unexpected input '{tensor.name}' for model '{model.name}', expected {known}", field=tensor.name)
+    if tensor.name in seen:
+        raise InvalidInput(f"input '{tensor.name}' appears twice", field=tensor.name)
+    if tensor.datatype != spec.datatype.name:
+        raise InvalidInput(
+            f"input '{tensor.name}' of model '{model.name}': expected datatype {spec.datatype.name}, got"
+            f" {tensor.datatype or 'none'}",
+            field=tensor.name,
+        )
+    check_shape(model, spec, tuple(tensor.shape))
+    return spec
+
+
+def _raw_tensors(model: Model, request: pb.ModelInferRequest) -> dict[str, _Tensor]:
+    if len(request.raw_input_contents) != len(request.inputs):
+        raise InvalidInput(
+            f"expected {len(request.inputs)} raw_input_contents, one per input, got {len(request.raw_input_contents)}",
+            field="raw_input_contents",
+        )
+    tensors: dict[str, _Tensor] = {}
+    for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
+        spec = _spec_of(model, tensor, tensors)
+        if tensor.HasField("contents"):
+            raise InvalidInput(
+                f"input '{tensor.name}' has both contents and raw_input_contents; send one of them", field=tensor.name
+            )
+        shape = tuple(tensor.shape)
+        tensors[tensor.name] = _Tensor(spec, shape, _raw_piece(spec, shape, raw))
+    return tensors
+
+
+def _element_count(shape: Shape) -> int:
+    count = 1
+    for dim in shape:
+        count *= dim
+    return count
+
+
+def _raw_piece(spec: TensorSpec, shape: Shape, raw: bytes) -> Piece:
+    count = _element_count(shape)
+    if spec.datatype is BYTES:
+        return decode_bytes_tensor(raw, count, spec.name)
+    expected = count * spec.datatype.itemsize_bytes
+    if len(raw) != expected:
+        raise InvalidInput(
+            f"input '{spec.name}': expected {expected} bytes for shape {list(shape)} of {spec.datatype.name}, got {len(raw)}",
+            field=spec.name,
+        )
+    if spec.datatype is BOOL and raw.translate(None, b"\x00\x01"):
+        raise InvalidInput(f"input '{spec.name}': BOOL content must be bytes 0 and 1", field=spec.name)
+    return raw
+
+
+def _typed_tensors(model: Model, request: pb.ModelInferRequest) -> dict[str, _Tensor]:
+    tensors: dict[str, _Tensor] = {}
+    for tensor in request.inputs:
+        spec = _spec_of(model, tensor, tensors)
+        shape = tuple(tensor.shape)
+        tensors[tensor.name] = _Tensor(spec, shape, _typed_piece(spec, shape, tensor.contents))
+    return tensors
+
+
+def _typed_piece(spec: TensorSpec, shape: Shape, contents: pb.InferTensorContents) -> Piece:
+    datatype, name = spec.datatype, spec.name
+    if not datatype.contents:
+        raise InvalidInput(f"input '{name}': {datatype.name} travels in raw_input_contents only", field=name)
+    values = getattr(contents, datatype.contents)
+    filled = [field.name for field, _ in contents.ListFields()]
+    if any(field != datatype.contents for field in filled):
+        raise InvalidInput(
+            f"input '{name}': {datatype.name} values belong in {datatype.contents}, got {', '.join(filled)}", field=name
+        )
+    expected = _element_count(shape)
+    if len(values) != expected:
+        raise InvalidInput(
+            f"input '{name}': expected {expected} values for shape {list(shape)}, got {len(values)}", field=name
+        )
+    if datatype is BYTES:
+        return text_array([decode_text(item, name, index) for index, item in enumerate(values)])
+    return _packed(datatype, name, values)
+
+
+def _packed(datatype: Datatype, name: str, values: Any) -> bytes:
+    try:
+        return np.array(values, dtype=datatype.dtype).tobytes()
+    except (OverflowError, ValueError):
+        raise InvalidInput(f"input '{name}': a value does not fit {datatype.name}", field=name) from None
+
+
+def _wants_binary(request: pb.ModelInferRequest) -> bool:
+    """Typed input gets typed output unless every requested output asks for `binary_data`."""
+    return bool(request.outputs) and all(output.parameters["binary_data"].bool_param for output in request.outputs)
+
+
+def _requested_outputs(model: Model, request: pb.ModelInferRequest) -> tuple[RequestedOutput, ...]:
+    if not request.outputs:
+        return tuple(RequestedOutput(index, 0) for index in range(len(model.outputs)))
+    requested = []
+    for output in request.outputs:
+        index = model.output_index(output.name)
+        if index < 0:
+            known = ", ".join(f"'{spec.name}'" for spec in model.outputs)
+            raise InvalidInput(
+                f"unexpected output '{output.name}' for model '{model.name}', expected {known}", field=output.name
+            )
+        classes = output.parameters["classification"].int64_param if "classification" in output.parameters else 0
+        if classes < 0 or ("classification" in output.parameters and classes == 0):
+            raise InvalidInput(f"output '{output.name}': classification must be at least 1", field=output.name)
+        if classes and model.outputs[index].datatype is BYTES:
+            raise InvalidInput(f"output '{output.name}' is text; classification needs numbers", field=output.name)
+        requested.append(RequestedOutput(index, classes))
+    return tuple(requested)
+
+
+def _signature(model: Model, present: list[_Tensor]) -> Signature:
+    first = 1 if model.batchable else 0
+    return tuple([(tensor.spec.name, tensor.shape[first:]) for tensor in present])

@@ -1,0 +1,129 @@
+"""How a ModelInfer answer is to look, and its encoding: a prebuilt head plus raw bytes where possible.
+
+A serialised message followed by more fields is again a message, so an answer is the head (name, version, id, output
+names, datatypes, shapes) and one `raw_output_contents` field per output. The head is the same for every answer to
+requests of the same form and shapes, so it is kept.
+"""
+
+import dataclasses
+from typing import Any, cast
+
+from nexus_grpc.pb.inference import grpc_service_pb2 as pb
+from workers.model import TensorSpec
+from workers.requests import Piece, Timings
+from workers.results import BatchResult, top_classes
+from workers.tensors import BYTES, Array, encode_bytes_tensor, text_array, text_elements
+from workers.wire import length_prefix
+
+RAW_OUTPUT_CONTENTS_FIELD = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RequestedOutput:
+    """Output number `index` of the model; `classes` > 0 asks for that many top classes instead of the tensor."""
+
+    index: int
+    classes: int
+
+
+class InferForm:
+    """The answer's form. Shared by all requests that match one template."""
+
+    __slots__ = ("_head", "_key", "_prefixes", "id", "outputs", "plain", "raw", "timing")
+
+    def __init__(self, request_id: str, outputs: tuple[RequestedOutput, ...], raw: bool, timing: bool) -> None:
+        self.id = request_id
+        self.outputs = outputs
+        self.raw = raw
+        self.timing = timing
+        self.plain = raw and not timing and not any(output.classes for output in outputs)
+        self._key: Any = None
+        self._head = b""
+        self._prefixes: list[tuple[int, bytes]] = []
+
+    def pieces(self, tensors: list[bytes]) -> list[Piece]:
+        """Raw contents are pieces as they are: the template has fixed their sizes."""
+        return cast(list[Piece], tensors)
+
+    def encode(self, result: BatchResult, first: int, last: int, timings: Timings, request_id: bytes) -> bytes:
+        """The serialised ModelInferResponse for rows first…last of the batch."""
+        if not self.plain:
+            return self._encode_built(result, first, last, timings)
+        rows = last - first
+        key = (rows, result.row_shapes)
+        if key != self._key:
+            self._build_head(result, rows, key)
+        parts = [self._head]
+        for index, prefix in self._prefixes:
+            raw = result.raw(index, first, last)
+            parts.append(prefix or length_prefix(RAW_OUTPUT_CONTENTS_FIELD, len(raw)))
+            parts.append(raw)
+        return b"".join(parts)
+
+    def _build_head(self, result: BatchResult, rows: int, key: Any) -> None:
+        response = self._response(result)
+        prefixes = []
+        for requested in self.outputs:
+            spec = result.model.outputs[requested.index]
+            shape = result.shape(requested.index, rows)
+            response.outputs.add(name=spec.name, datatype=spec.datatype.name, shape=shape)
+            prefixes.append((requested.index, _fixed_prefix(spec, shape)))
+        self._head = response.SerializeToString()
+        self._prefixes = prefixes
+        self._key = key
+
+    def _response(self, result: BatchResult) -> pb.ModelInferResponse:
+        return pb.ModelInferResponse(model_name=result.model.name, model_version=result.model.version, id=self.id)
+
+    def _encode_built(self, result: BatchResult, first: int, last: int, timings: Timings) -> bytes:
+        response = self._response(result)
+        for requested in self.outputs:
+            spec = result.model.outputs[requested.index]
+            array = result.array(requested.index, first, last)
+            if requested.classes:
+                self._add_classes(response, spec, array, requested.classes, result.model.batchable)
+            else:
+                self._add_tensor(response, spec, array)
+        if self.timing:
+            response.parameters["nexus_queue_us"].int64_param = timings.queue_us
+            response.parameters["nexus_batch_size"].int64_param = timings.batch_size
+            response.parameters["nexus_infer_us"].int64_param = timings.infer_us
+            response.parameters["nexus_total_us"].int64_param = timings.total_us
+        return bytes(response.SerializeToString())
+
+    def _add_classes(
+        self, response: pb.ModelInferResponse, spec: TensorSpec, array: Array, classes: int, batched: bool
+    ) -> None:
+        per_row = [top_classes(row, classes, spec.labels) for row in (array if batched else [array])]
+        found = [item for row in per_row for item in row]
+        shape = [len(per_row), len(per_row[0])] if batched else [len(found)]
+        tensor = response.outputs.add(name=spec.name, datatype=BYTES.name, shape=shape)
+        if self.raw:
+            response.raw_output_contents.append(encode_bytes_tensor(text_array([item.decode() for item in found])))
+        else:
+            tensor.contents.bytes_contents.extend(found)
+
+    def _add_tensor(self, response: pb.ModelInferResponse, spec: TensorSpec, array: Array) -> None:
+        tensor = response.outputs.add(name=spec.name, datatype=spec.datatype.name, shape=array.shape)
+        # One raw output makes all of them raw: clients index raw_output_contents by position. FP16 has no typed field.
+        if self.raw or self._has_raw_only(response, spec):
+            response.raw_output_contents.append(
+                encode_bytes_tensor(array) if spec.datatype is BYTES else array.tobytes()
+            )
+        elif spec.datatype is BYTES:
+            tensor.contents.bytes_contents.extend(text_elements(array))
+        else:
+            getattr(tensor.contents, spec.datatype.contents).extend(array.ravel().tolist())
+
+    def _has_raw_only(self, response: pb.ModelInferResponse, spec: TensorSpec) -> bool:
+        return not spec.datatype.contents or bool(response.raw_output_contents)
+
+
+def _fixed_prefix(spec: TensorSpec, shape: tuple[int, ...]) -> bytes:
+    """Tag and length of a raw output whose size follows from its shape; empty for BYTES."""
+    if spec.datatype is BYTES:
+        return b""
+    size = spec.datatype.itemsize_bytes
+    for dim in shape:
+        size *= dim
+    return length_prefix(RAW_OUTPUT_CONTENTS_FIELD, size)

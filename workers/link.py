@@ -1,0 +1,147 @@
+"""A worker's side of one front: rings, side socket, executing table, and replies that found the ring full."""
+
+import collections
+import mmap
+import os
+import socket
+
+from nexus_grpc.ipc.errors import Code, NexusError, Overloaded
+from nexus_grpc.ipc.oversize import HandOverError, hand_over_nowait, take_over
+from nexus_grpc.ipc.record import (
+    ERROR_MESSAGE_MAX_BYTES,
+    OVERSIZE,
+    REQUEST_HEADER,
+    RESPONSE_HEADER,
+    RESPONSE_HEADER_BYTES,
+)
+from nexus_grpc.ipc.rich_errors import status_bytes
+from nexus_grpc.ipc.ring import RingConsumer, RingProducer
+from nexus_grpc.ipc.segment import (
+    CANCELLED_WORD,
+    EXECUTING_COUNT_WORD,
+    EXECUTING_WORD,
+    REQUEST_PARKED_WORD,
+    REQUEST_PUBLISHED_WORD,
+    REQUEST_RELEASED_WORD,
+    RESPONSE_PARKED_WORD,
+    RESPONSE_PUBLISHED_WORD,
+    RESPONSE_RELEASED_WORD,
+    TABLE_ENTRIES,
+    map_segment,
+)
+
+Reply = tuple[int, int, bytes, int]
+
+
+class FrontLink:
+    """Owned by the worker's loop thread. `bell` is the front's doorbell."""
+
+    def __init__(self, front: int, segment_fd: int, bell: int, side_fd: int) -> None:
+        segment = map_segment(segment_fd)
+        os.close(segment_fd)
+        self.front = front
+        self._bell = bell
+        self._side = socket.socket(fileno=side_fd)
+        self._words = segment.words
+        self.requests = RingConsumer(
+            segment.words,
+            segment.request,
+            REQUEST_HEADER,
+            published=REQUEST_PUBLISHED_WORD,
+            released=REQUEST_RELEASED_WORD,
+            parked=REQUEST_PARKED_WORD,
+        )
+        self._responses = RingProducer(
+            segment.words,
+            segment.response,
+            published=RESPONSE_PUBLISHED_WORD,
+            released=RESPONSE_RELEASED_WORD,
+            parked=RESPONSE_PARKED_WORD,
+            bell=bell,
+        )
+        self._waiting: collections.deque[Reply] = collections.deque()
+        self.unpublished = False
+
+    def close(self) -> None:
+        self._side.close()
+        os.close(self._bell)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether replies wait for room in the ring."""
+        return bool(self._waiting)
+
+    def occupancy_bytes(self) -> tuple[int, int]:
+        """Bytes in the request ring and in the response ring."""
+        return self.requests.occupancy_bytes(), self._responses.occupancy_bytes()
+
+    def take_oversize(self, sequence: int) -> mmap.mmap:
+        """The message announced by an OVERSIZE record. Raises HandOverError."""
+        return take_over(self._side, sequence)
+
+    def is_cancelled(self, sequence: int) -> bool:
+        return bool(self._words[CANCELLED_WORD + sequence % TABLE_ENTRIES] == sequence)
+
+    def mark_executing(self, sequences: list[int]) -> None:
+        """Write down what is about to run, so that the front knows what a crash may be blamed on."""
+        words = self._words
+        for index, sequence in enumerate(sequences):
+            words[EXECUTING_WORD + index] = sequence
+        words[EXECUTING_COUNT_WORD] = len(sequences)
+
+    def clear_executing(self) -> None:
+        self._words[EXECUTING_COUNT_WORD] = 0
+
+    def reply(self, sequence: int, payload: bytes) -> None:
+        """Queue an answer; publish() makes it visible."""
+        self._send(sequence, int(Code.OK), payload, 0)
+
+    def reply_error(self, sequence: int, error: NexusError) -> None:
+        message = error.message.encode("utf-8", "replace")[:ERROR_MESSAGE_MAX_BYTES]
+        self._send(sequence, int(error.code), message + status_bytes(error), len(message))
+
+    def _send(self, sequence: int, code: int, payload: bytes, message_length: int) -> None:
+        if self._waiting or not self._put(sequence, code, payload, message_length):
+            self._waiting.append((sequence, code, payload, message_length))
+
+    def _put(self, sequence: int, code: int, payload: bytes, message_length: int) -> bool:
+        ring = self._responses
+        length = len(payload)
+        if RESPONSE_HEADER_BYTES + length > ring.inline_max:
+            return self._put_oversize(sequence, payload)
+        position = ring.claim_nowait(RESPONSE_HEADER_BYTES + length)
+        if position < 0:
+            return False
+        RESPONSE_HEADER.pack_into(ring.payload, position, length, code, 0, message_length, sequence)
+        start = position + RESPONSE_HEADER_BYTES
+        ring.payload[start : start + length] = payload
+        self.unpublished = True
+        return True
+
+    def _put_oversize(self, sequence: int, payload: bytes) -> bool:
+        ring = self._responses
+        position = ring.claim_nowait(RESPONSE_HEADER_BYTES)
+        if position < 0:
+            return False
+        # The room is claimed and must be filled: an answer that cannot be handed over becomes an error.
+        if hand_over_nowait(self._side, sequence, (payload,)):
+            RESPONSE_HEADER.pack_into(ring.payload, position, 0, int(Code.OK), OVERSIZE, 0, sequence)
+        else:
+            code = int(Overloaded.code)
+            RESPONSE_HEADER.pack_into(ring.payload, position, 0, code, 0, 0, sequence)
+        self.unpublished = True
+        return True
+
+    def publish(self) -> None:
+        """Put waiting replies into what room there is and make all visible. A fence must follow before wake()."""
+        while self._waiting and self._put(*self._waiting[0]):
+            self._waiting.popleft()
+        if self.unpublished:
+            self._responses.publish()
+
+    def wake(self) -> None:
+        self.unpublished = False
+        self._responses.wake()
+
+
+__all__ = ["FrontLink", "HandOverError"]

@@ -1,0 +1,269 @@
+"""From a model's place in the repository to a Model that is ready: open, check against its config, derive, warm up."""
+
+import base64
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from nexus_grpc.ipc.errors import ModelNotServable, NexusError
+from nexus_grpc.pb.inference import grpc_service_pb2 as pb
+from nexus_grpc.pb.inference import model_config_pb2 as config_pb
+from workers.model import Model, QueuePolicy, Shape, TensorSpec, shape_fits, shape_text, zeros
+from workers.session import OpenedSession, as_served, open_session
+from workers.tensors import BYTES, Array, decode_bytes_tensor
+
+PLATFORM = "onnxruntime_onnx"
+BACKEND = "onnxruntime"
+# Batched and single runs may differ in the last bits (another blocking of the same sums), no more.
+BATCH_RTOL, BATCH_ATOL = 1e-3, 1e-5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadOrder:
+    """What the supervisor asks to be loaded; `policy` is repository policy as plain values."""
+
+    slot: int
+    name: str
+    version: str
+    path: str
+    config: config_pb.ModelConfig | None
+    policy: dict[str, Any]
+    labels: dict[str, tuple[str, ...]]
+    warmup_files: dict[str, str]
+    default_max_batch_size: int
+    cores: int
+
+    @classmethod
+    def from_message(cls, message: dict[str, Any], cores: int) -> "LoadOrder":
+        encoded = message["config"]
+        return cls(
+            slot=message["slot"],
+            name=message["name"],
+            version=message["version"],
+            path=message["path"],
+            config=config_pb.ModelConfig.FromString(base64.b64decode(encoded)) if encoded is not None else None,
+            policy=message["policy"],
+            labels={name: tuple(labels) for name, labels in message["labels"].items()},
+            warmup_files=message["warmup_files"],
+            default_max_batch_size=message["default_max_batch_size"],
+            cores=cores,
+        )
+
+
+def load_model(order: LoadOrder) -> Model:
+    """Open, check, warm up. Raises ModelNotServable with the reason; nothing is left behind then."""
+    opened = open_session(order.path, order.name, order.policy["session"], order.cores)
+    _check_config(order, opened)
+    model = _model(order, opened)
+    _warm_up(order, model)
+    return model
+
+
+def _model(order: LoadOrder, opened: OpenedSession) -> Model:
+    explicit = order.config is not None and order.config.HasField("max_batch_size")
+    max_batch_size = order.config.max_batch_size if explicit and order.config is not None else 0
+    model = Model(
+        slot=order.slot,
+        name=order.name,
+        version=order.version,
+        inputs=tuple(_with_config(order, spec) for spec in opened.inputs),
+        outputs=tuple(_with_labels(order, spec) for spec in opened.outputs),
+        max_batch_size=max_batch_size,
+        batch_limit_is_strict=explicit,
+        queue=_queue_policy(order.policy),
+        run=opened.run,
+    )
+    if not explicit and _looks_batchable(opened) and _batches_like_single(model):
+        model.max_batch_size = order.default_max_batch_size
+    return model
+
+
+def _with_config(order: LoadOrder, spec: TensorSpec) -> TensorSpec:
+    declared = next((item for item in order.config.input if item.name == spec.name), None) if order.config else None
+    return dataclasses.replace(spec, optional=declared.optional) if declared is not None else spec
+
+
+def _with_labels(order: LoadOrder, spec: TensorSpec) -> TensorSpec:
+    labels = order.labels.get(spec.name)
+    return dataclasses.replace(spec, labels=labels) if labels else spec
+
+
+def _queue_policy(policy: dict[str, Any]) -> QueuePolicy:
+    return QueuePolicy(
+        max_queue_delay_ns=policy["max_queue_delay_ns"],
+        preferred_batch_sizes=tuple(policy["preferred_batch_sizes"]),
+        max_queue_size=policy["max_queue_size"],
+        default_timeout_ns=policy["default_timeout_ns"],
+        allow_timeout_override=policy["allow_timeout_override"] or not policy["default_timeout_ns"],
+    )
+
+
+def _looks_batchable(opened: OpenedSession) -> bool:
+    """Every input and output leads with a dynamic dimension, and the inputs call theirs by one name."""
+    specs = (*opened.inputs, *opened.outputs)
+    return bool(opened.inputs) and len(opened.batch_symbols) == 1 and all(spec.shape[:1] == (-1,) for spec in specs)
+
+
+def _batches_like_single(model: Model) -> bool:
+    """Whether two rows run together give what they give alone: a dynamic dimension need not be a batch dimension."""
+    feeds = {spec.name: _sample(spec, tuple(1 if dim == -1 else dim for dim in spec.row_shape)) for spec in model.inputs}
+    try:
+        together = model.run(feeds, False)
+        alone = [model.run({name: array[row : row + 1] for name, array in feeds.items()}, False) for row in range(2)]
+    except NexusError:
+        return False
+    for index, spec in enumerate(model.outputs):
+        whole = as_served(spec, together[index])
+        parts = [as_served(spec, outputs[index]) for outputs in alone]
+        if whole.shape[:1] != (2,) or any(part.shape != (1, *whole.shape[1:]) for part in parts):
+            return False
+        if not _same(whole, np.concatenate(parts)):
+            return False
+    return True
+
+
+def _same(one: Array, other: Array) -> bool:
+    if one.dtype.kind in "fc":
+        return bool(np.allclose(one.astype(np.float64), other.astype(np.float64), BATCH_RTOL, BATCH_ATOL, equal_nan=True))
+    return bool(np.array_equal(one, other))
+
+
+def _sample(spec: TensorSpec, row: Shape) -> Array:
+    """Two different rows: seeded noise for floats, zero and one for the rest."""
+    shape = (2, *row)
+    if spec.datatype.dtype.kind == "f":
+        return np.random.default_rng(7).normal(size=shape).astype(spec.datatype.dtype)
+    array = zeros(spec, shape)
+    if spec.datatype is not BYTES:
+        array[1:] = 1
+    return array
+
+
+def _check_config(order: LoadOrder, opened: OpenedSession) -> None:
+    """Raises ModelNotServable when config.pbtxt says something else than the graph."""
+    if order.config is None:
+        return
+    batched = order.config.max_batch_size > 0
+    if batched:
+        for spec in (*opened.inputs, *opened.outputs):
+            if spec.shape[:1] != (-1,):
+                raise ModelNotServable(
+                    f"config.pbtxt of '{order.name}' sets max_batch_size {order.config.max_batch_size}, but '{spec.name}'"
+                    f" has the fixed shape {shape_text(spec.shape)}; set max_batch_size: 0"
+                )
+    _check_tensors(order, "input", order.config.input, opened.inputs, batched)
+    _check_tensors(order, "output", order.config.output, opened.outputs, batched)
+
+
+def _check_tensors(
+    order: LoadOrder, kind: str, declared: Any, specs: tuple[TensorSpec, ...], batched: bool
+) -> None:
+    known = {spec.name: spec for spec in specs}
+    for item in declared:
+        spec = known.get(item.name)
+        if spec is None:
+            names = ", ".join(f"'{name}'" for name in known)
+            raise ModelNotServable(
+                f"config.pbtxt of '{order.name}' declares {kind} '{item.name}', which the model does not have: {names}"
+            )
+        wanted = config_pb.DataType.Name(item.data_type)
+        if item.data_type and wanted != spec.datatype.config:
+            raise ModelNotServable(
+                f"config.pbtxt of '{order.name}': {kind} '{item.name}' is {wanted}, the model has {spec.datatype.config}"
+            )
+        shape = spec.row_shape if batched or len(item.dims) == len(spec.shape) - 1 else spec.shape
+        if item.dims and not (shape_fits(shape, tuple(item.dims)) or shape_fits(tuple(item.dims), shape)):
+            raise ModelNotServable(
+                f"config.pbtxt of '{order.name}': {kind} '{item.name}' has dims {list(item.dims)}, the model has"
+                f" {shape_text(shape)}"
+            )
+
+
+def _warm_up(order: LoadOrder, model: Model) -> None:
+    """Run the config's warm-up samples. Raises ModelNotServable when one fails."""
+    if order.config is None:
+        return
+    for sample in order.config.model_warmup:
+        feeds = {
+            name: _warmup_array(order, model, name, item, sample.batch_size) for name, item in sample.inputs.items()
+        }
+        try:
+            for _ in range(max(1, sample.count)):
+                model.run(feeds, False)
+        except NexusError as error:
+            raise ModelNotServable(f"warm-up '{sample.name}' of model '{order.name}' failed: {error.message}") from None
+
+
+def _warmup_array(order: LoadOrder, model: Model, name: str, item: Any, batch_size: int) -> Array:
+    spec = model.input_named(name)
+    if spec is None:
+        raise ModelNotServable(f"warm-up of model '{order.name}' names input '{name}', which the model does not have")
+    shape = (max(1, batch_size), *item.dims) if model.batchable else tuple(item.dims)
+    if not shape_fits(spec.shape, shape):
+        raise ModelNotServable(
+            f"warm-up of model '{order.name}': input '{name}' is {shape_text(shape)}, the model has {shape_text(spec.shape)}"
+        )
+    if item.WhichOneof("input_data_type") == "input_data_file":
+        return _warmup_file(order, spec, shape, item.input_data_file)
+    if item.random_data and spec.datatype.dtype.kind == "f":
+        return np.random.default_rng(7).random(shape).astype(spec.datatype.dtype)
+    return zeros(spec, shape)
+
+
+def _warmup_file(order: LoadOrder, spec: TensorSpec, shape: Shape, file_name: str) -> Array:
+    with open(order.warmup_files[file_name], "rb") as file:
+        content = file.read()
+    count = math.prod(shape)
+    if spec.datatype is BYTES:
+        return decode_bytes_tensor(content, count, spec.name).reshape(shape)
+    if len(content) != count * spec.datatype.itemsize_bytes:
+        raise ModelNotServable(
+            f"warm-up file '{file_name}' of model '{order.name}' has {len(content)} bytes, expected"
+            f" {count * spec.datatype.itemsize_bytes}"
+        )
+    return np.frombuffer(content, dtype=spec.datatype.dtype).reshape(shape)
+
+
+def metadata_of(model: Model) -> pb.ModelMetadataResponse:
+    """ModelMetadata without `versions`, which the front knows."""
+    metadata = pb.ModelMetadataResponse(name=model.name, platform=PLATFORM)
+    for specs, tensors in ((model.inputs, metadata.inputs), (model.outputs, metadata.outputs)):
+        for spec in specs:
+            tensors.add(name=spec.name, datatype=spec.datatype.name, shape=spec.shape)
+    return metadata
+
+
+def config_of(order: LoadOrder, model: Model) -> config_pb.ModelConfig:
+    """The config in force: what config.pbtxt says, completed from the graph."""
+    config = config_pb.ModelConfig()
+    if order.config is not None:
+        config.CopyFrom(order.config)
+    config.name, config.platform, config.backend = model.name, PLATFORM, BACKEND
+    config.max_batch_size = model.max_batch_size
+    config.default_model_filename = config.default_model_filename or "model.onnx"
+    if not config.HasField("version_policy"):
+        config.version_policy.latest.num_versions = 1
+    if model.batchable and not config.HasField("dynamic_batching"):
+        config.dynamic_batching.SetInParent()
+    _complete(config.input, config_pb.ModelInput, model.inputs, model.batchable)
+    _complete(config.output, config_pb.ModelOutput, model.outputs, model.batchable)
+    return config
+
+
+def _complete(declared: Any, kind: Any, specs: tuple[TensorSpec, ...], batched: bool) -> None:
+    """Bring a config's inputs or outputs into the graph's order, with its datatypes and dims."""
+    old = {item.name: item for item in declared}
+    completed = []
+    for spec in specs:
+        item = kind()
+        if spec.name in old:
+            item.CopyFrom(old[spec.name])
+        item.name = spec.name
+        item.data_type = config_pb.DataType.Value(spec.datatype.config)
+        del item.dims[:]
+        item.dims.extend(spec.row_shape if batched else spec.shape)
+        completed.append(item)
+    del declared[:]
+    declared.extend(completed)

@@ -1,0 +1,302 @@
+"""The worker's loop: take what is in the rings, batch what fits, run, answer. One thread, no locks.
+
+    while running: intake → next batch → assemble → run → answer; sleep when there is nothing.
+"""
+
+import collections
+import ctypes
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nexus_grpc.ipc.errors import DeadlinePassed, InferenceFailed, ModelUnavailable, NexusError, Overloaded
+from nexus_grpc.ipc.record import ISOLATED, OVERSIZE, Method
+from nexus_grpc.ipc.ring import Sleeper, fence
+from nexus_grpc.ipc.stats import WorkerStats, WorkerWord
+from workers.batcher import Batcher, ModelQueue
+from workers.infer_decode import decode_infer
+from workers.link import FrontLink, HandOverError
+from workers.model import Model
+from workers.predict_codec import decode_batch_predict, decode_predict
+from workers.requests import Decoded, Request, Timings
+from workers.results import BatchResult
+from workers.session import as_served
+from workers.template import find_template, remember_template
+from workers.tensors import Array
+
+# Records taken from one ring before the next batch starts: enough for any batch, little enough to stay responsive.
+INTAKE_MAX = 1024
+# Asleep at most this long: bounds a lost wake-up and keeps the heartbeat fresh.
+SLEEP_MAX_MS = 100.0
+# Batches between two updates of the gauges.
+OBSERVE_EVERY = 16
+# While replies wait for room in a ring there is nobody to ring us.
+REPLY_RETRY_MS = 1.0
+
+DECODERS: dict[int, Callable[[Model, Any], Decoded]] = {
+    Method.MODEL_INFER: decode_infer,
+    Method.MODEL_STREAM_INFER: decode_infer,
+    Method.PREDICT: decode_predict,
+    Method.PREDICT_STREAM: decode_predict,
+    Method.BATCH_PREDICT: decode_batch_predict,
+}
+_malloc_trim = ctypes.CDLL(None).malloc_trim
+
+
+class WorkerLoop:
+    """Built once; run() serves until stop(). Other threads talk to it through `commands` and the doorbell only."""
+
+    def __init__(self, sleeper: Sleeper, stats: WorkerStats) -> None:
+        self._sleeper = sleeper
+        self._stats = stats
+        self._batcher = Batcher()
+        self._links: list[FrontLink] = []
+        self._running = True
+        self._hits = self._misses = 0
+        # Work for this thread from the control thread: attach, detach, add a model, stop.
+        self.commands: collections.deque[Callable[[], None]] = collections.deque()
+
+    # --- commands, called on the loop's thread ---
+
+    def attach(self, link: FrontLink) -> None:
+        self._links = [*self._links, link]
+
+    def detach(self, front: int) -> None:
+        """Forget a front that is gone: its requests have nobody to answer to."""
+        for link in self._links:
+            if link.front == front:
+                link.close()
+        self._links = [link for link in self._links if link.front != front]
+
+    def add_model(self, model: Model) -> None:
+        self._batcher.add_model(model)
+
+    def stop(self) -> None:
+        self._running = False
+
+    # --- the loop ---
+
+    def run(self) -> None:
+        turn = 0
+        while self._running:
+            while self.commands:
+                self.commands.popleft()()
+            self._intake()
+            found = self._batcher.next_batch(time.monotonic_ns())
+            if found is not None:
+                self._execute(*found)
+            self._publish()
+            turn += 1
+            if found is None:
+                self._sleep()
+            elif turn % OBSERVE_EVERY == 0:
+                self._observe()
+
+    def _sleep(self) -> None:
+        timeout_ms = SLEEP_MAX_MS
+        now_ns = time.monotonic_ns()
+        due_ns = self._batcher.next_due_ns()
+        if due_ns:
+            timeout_ms = min(timeout_ms, max(0.0, (due_ns - now_ns) / 1e6))
+        if any(link.has_waiting for link in self._links):
+            timeout_ms = min(timeout_ms, REPLY_RETRY_MS)
+        self._observe()
+        self._stats.idle(now_ns)
+        self._sleeper.wait([link.requests for link in self._links], timeout_ms)
+
+    def _observe(self) -> None:
+        """Bring the page's gauges and template counts up to date."""
+        stats = self._stats
+        waiting = [link.occupancy_bytes() for link in self._links]
+        stats.gauge(WorkerWord.REQUEST_RING_BYTES, sum(request for request, _ in waiting))
+        stats.gauge(WorkerWord.RESPONSE_RING_BYTES, sum(response for _, response in waiting))
+        stats.count(WorkerWord.TEMPLATE_HITS, self._hits)
+        stats.count(WorkerWord.TEMPLATE_MISSES, self._misses)
+        self._hits = self._misses = 0
+
+    def _intake(self) -> None:
+        for link in self._links:
+            for fields, content in link.requests.poll_nowait(INTAKE_MAX):
+                self._accept(link, fields, content)
+
+    def _accept(self, link: FrontLink, fields: tuple[int, ...], content: bytes) -> None:
+        _, method, flags, id_length, sequence, deadline_ns, arrived_ns, slot, _ = fields
+        request = Request(link, sequence, deadline_ns, arrived_ns, content[:id_length])
+        try:
+            queue = self._batcher.queue_of(slot)
+            if queue is None:
+                raise ModelUnavailable("the model is not loaded in this worker; try again")
+            limit = queue.model.queue.max_queue_size
+            if limit and len(queue.requests) >= limit:
+                raise Overloaded(f"model '{queue.model.name}' has {limit} requests waiting, its max_queue_size")
+            if flags:
+                request.isolated = bool(flags & ISOLATED)
+                request.oversize = bool(flags & OVERSIZE)
+            if request.oversize:
+                self._decode_oversize(link, queue.model, method, request)
+            else:
+                self._decode(queue.model, method, request, content[id_length:])
+            self._batcher.enqueue(queue, request)
+        except NexusError as error:
+            self._fail(slot, request, error)
+
+    def _decode(self, model: Model, method: int, request: Request, message: bytes) -> None:
+        template = find_template(model, method, message)
+        if template is not None:
+            self._hits += 1
+            decoded = template.decoded
+            request.pieces = decoded.form.pieces(template.tensors(message))
+        else:
+            self._misses += 1
+            decoded = DECODERS[method](model, message)
+            request.pieces = decoded.pieces
+            remember_template(model, method, message, decoded)
+        self._adopt(model, request, decoded)
+
+    def _decode_oversize(self, link: FrontLink, model: Model, method: int, request: Request) -> None:
+        try:
+            mapping = link.take_oversize(request.sequence)
+        except HandOverError as error:
+            raise InferenceFailed(str(error)) from None
+        try:
+            decoded = DECODERS[method](model, mapping[:])
+        finally:
+            mapping.close()
+        request.pieces = decoded.pieces
+        self._adopt(model, request, decoded)
+
+    def _adopt(self, model: Model, request: Request, decoded: Decoded) -> None:
+        request.signature = decoded.signature
+        request.rows = decoded.rows
+        request.form = decoded.form
+        policy = model.queue
+        timeout_ns = policy.default_timeout_ns
+        if decoded.timeout_ns and policy.allow_timeout_override:
+            timeout_ns = decoded.timeout_ns
+        if timeout_ns:
+            latest_ns = request.arrived_ns + timeout_ns
+            request.deadline_ns = min(request.deadline_ns or latest_ns, latest_ns)
+
+    # --- one batch ---
+
+    def _execute(self, queue: ModelQueue, batch: list[Request]) -> None:
+        model = queue.model
+        started_ns = time.monotonic_ns()
+        self._stats.busy(started_ns)
+        batch = self._still_wanted(model, batch, started_ns)
+        if not batch:
+            return
+        links = self._mark(batch)
+        try:
+            self._run_batch(model, batch, started_ns)
+        except NexusError as error:
+            if len(batch) == 1:
+                self._fail(model.slot, batch[0], error)
+            else:
+                # One request's values can fail a whole run: find out which, and serve the others.
+                for request in batch:
+                    self._run_alone(model, request)
+        finally:
+            for link in links:
+                link.clear_executing()
+        if any(request.oversize for request in batch):
+            batch.clear()
+            _malloc_trim(0)
+
+    def _still_wanted(self, model: Model, batch: list[Request], now_ns: int) -> list[Request]:
+        """Drop what has expired or was cancelled while it waited."""
+        wanted = []
+        for request in batch:
+            if request.deadline_ns and request.deadline_ns <= now_ns:
+                self._stats.expired(model.slot)
+                self._fail(model.slot, request, DeadlinePassed("the deadline passed while the request was queued"))
+            elif request.link.is_cancelled(request.sequence):
+                self._stats.cancelled(model.slot)
+            else:
+                wanted.append(request)
+        return wanted
+
+    def _mark(self, batch: list[Request]) -> list[FrontLink]:
+        """Note the batch in the executing table of each front it came from."""
+        by_link: dict[FrontLink, list[int]] = {}
+        for request in batch:
+            by_link.setdefault(request.link, []).append(request.sequence)
+        for link, sequences in by_link.items():
+            link.mark_executing(sequences)
+        return list(by_link)
+
+    def _run_alone(self, model: Model, request: Request) -> None:
+        try:
+            self._run_batch(model, [request], time.monotonic_ns())
+        except NexusError as error:
+            self._fail(model.slot, request, error)
+
+    def _run_batch(self, model: Model, batch: list[Request], started_ns: int) -> None:
+        """Assemble, run, answer. Raises NexusError before the first answer, or not at all."""
+        rows = sum([request.rows for request in batch])
+        feeds = _assemble(model, batch, rows)
+        assembled_ns = time.monotonic_ns()
+        outputs = model.run(feeds, batch[0].oversize)
+        inferred_ns = time.monotonic_ns()
+        result = _checked(model, outputs, rows)
+        infer_us = (inferred_ns - assembled_ns) // 1000
+        first = 0
+        total_ns = 0
+        slot, stats = model.slot, self._stats
+        for request in batch:
+            last = first + request.rows
+            waited_ns = started_ns - request.arrived_ns
+            stats.queued(slot, waited_ns)
+            timings = Timings(waited_ns // 1000, rows, infer_us, (inferred_ns - request.arrived_ns) // 1000)
+            request.link.reply(
+                request.sequence, request.form.encode(result, first, last, timings, request.request_id)
+            )
+            total_ns += inferred_ns - request.arrived_ns
+            first = last
+        stats.batch(
+            slot, rows, len(batch), assembled_ns - started_ns, inferred_ns - assembled_ns, time.monotonic_ns() - inferred_ns
+        )
+        stats.succeeded(slot, total_ns, len(batch))
+
+    def _fail(self, slot: int, request: Request, error: NexusError) -> None:
+        self._stats.failed(slot, time.monotonic_ns() - request.arrived_ns)
+        request.link.reply_error(request.sequence, error)
+
+    def _publish(self) -> None:
+        for link in self._links:
+            if link.unpublished or link.has_waiting:
+                link.publish()
+                fence()
+                link.wake()
+
+
+def _assemble(model: Model, batch: list[Request], rows: int) -> dict[str, Array]:
+    """Each input's pieces, joined in order, with the batch's shape."""
+    feeds: dict[str, Array] = {}
+    for index, (name, shape) in enumerate(batch[0].signature):
+        spec = model.input_named(name)
+        assert spec is not None
+        full = (rows, *shape) if model.max_batch_size else shape
+        pieces = [request.pieces[index] for request in batch]
+        if spec.datatype.dtype.hasobject:
+            joined: Any = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+            feeds[name] = joined.reshape(full)
+        else:
+            joined = b"".join(pieces) if len(pieces) > 1 else pieces[0]  # type: ignore[arg-type]
+            feeds[name] = np.frombuffer(joined, spec.datatype.dtype).reshape(full)
+    return feeds
+
+
+def _checked(model: Model, outputs: list[Array], rows: int) -> BatchResult:
+    """The run's outputs, in the promised dtypes. Raises InferenceFailed when an output has no row per input row."""
+    served = [as_served(spec, output) for spec, output in zip(model.outputs, outputs, strict=True)]
+    if model.max_batch_size:
+        for spec, array in zip(model.outputs, served, strict=True):
+            if array.ndim == 0 or array.shape[0] != rows:
+                raise InferenceFailed(
+                    f"output '{spec.name}' of model '{model.name}' has shape {list(array.shape)} for a batch of {rows} rows;"
+                    " set max_batch_size: 0 in its config.pbtxt"
+                )
+    return BatchResult(model, served, rows)

@@ -1,0 +1,42 @@
+"""A worker process: `python -m workers.main CONTROL_FD`. Started by the supervisor only.
+
+The first control message says who this worker is; then it loads what it is told to, reports each model, and serves the
+rings of the fronts it is attached to. Loading happens on the control thread, so that a worker keeps answering while a
+model loads (ONNX Runtime releases the interpreter lock while it opens a session).
+"""
+
+import gc
+import os
+import sys
+import threading
+from typing import Any
+
+from nexus_grpc.ipc.control import ChannelClosed, ControlChannel
+from nexus_grpc.ipc.process import control_socket, start_child
+
+
+def main() -> None:
+    channel = ControlChannel(control_socket(int(sys.argv[1])))
+    hello, descriptors = channel.receive()
+    start_child("worker", hello["index"], hello["supervisor_pid"], hello["cpus"])
+    # Only now what starts threads: affinity is inherited by threads, so it must be set first.
+    from workers.worker import Worker
+
+    worker = Worker(channel, hello, descriptors)
+    threading.Thread(target=_leave_with_supervisor, args=(worker.control,), daemon=True, name="control").start()
+    # Sessions and templates live long; a full collection in the hot loop would only look at them again.
+    gc.freeze()
+    worker.run()
+
+
+def _leave_with_supervisor(control: Any) -> None:
+    try:
+        control()
+    except ChannelClosed:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
+
+

@@ -1,0 +1,94 @@
+"""What a worker knows of a loaded model version, apart from its ONNX Runtime session."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from workers.tensors import Array, Datatype
+
+Shape = tuple[int, ...]
+# Feeds by input name → one array per output, in the model's order.
+Run = Callable[[dict[str, Array], bool], list[Array]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output as clients see it. `shape` has -1 for dynamic dimensions, batch dimension included."""
+
+    name: str
+    datatype: Datatype
+    shape: Shape
+    optional: bool = False
+    labels: tuple[str, ...] = ()
+
+    @property
+    def row_shape(self) -> Shape:
+        return self.shape[1:]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """From config.pbtxt's dynamic_batching. Zero means: no wait, no limit, no timeout."""
+
+    max_queue_delay_ns: int = 0
+    preferred_batch_sizes: tuple[int, ...] = ()
+    max_queue_size: int = 0
+    default_timeout_ns: int = 0
+    allow_timeout_override: bool = True
+
+
+@dataclasses.dataclass(slots=True)
+class Model:
+    """A model version ready to run.
+
+    `max_batch_size` 0 means that requests are never batched (fixed or meaningless batch dimension).
+    """
+
+    slot: int
+    name: str
+    version: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+    # Whether a request with more rows than max_batch_size is refused (the config says so) or run alone.
+    batch_limit_is_strict: bool
+    queue: QueuePolicy
+    run: Run
+    templates: Any = None
+    template_misses: int = 0
+
+    def __post_init__(self) -> None:
+        self.templates = {}
+
+    @property
+    def batchable(self) -> bool:
+        return self.max_batch_size > 0
+
+    def input_named(self, name: str) -> TensorSpec | None:
+        return next((spec for spec in self.inputs if spec.name == name), None)
+
+    def output_index(self, name: str) -> int:
+        """Position of an output, or -1."""
+        return next((index for index, spec in enumerate(self.outputs) if spec.name == name), -1)
+
+
+def shape_text(shape: Shape) -> str:
+    return "[" + ",".join(str(dim) for dim in shape) + "]"
+
+
+def shape_fits(expected: Shape, got: Shape) -> bool:
+    """Whether a shape matches one with -1 for any size."""
+    return len(expected) == len(got) and all(
+        want in (-1, have) for want, have in zip(expected, got, strict=True)
+    )
+
+
+def zeros(spec: TensorSpec, shape: Shape) -> Array:
+    """An array of the input's dtype: zeros, or empty strings."""
+    if spec.datatype.dtype == object:
+        array = np.empty(shape, dtype=object)
+        array.fill("")
+        return array
+    return np.zeros(shape, dtype=spec.datatype.dtype)

@@ -1,0 +1,235 @@
+"""nexus.v1 Predict and BatchPredict: flat features in, a prediction out. Decoders raise only InvalidInput."""
+
+import datetime
+import time
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from nexus_grpc.ipc.errors import InvalidInput
+from nexus_grpc.pb.nexus.v1 import inference_pb2 as pb
+from workers.model import Model, Shape, TensorSpec
+from workers.requests import Decoded, Piece, Timings
+from workers.results import BatchResult
+from workers.shapes import common_rows, feature_count, resolve_row
+from workers.tensors import BOOL, BYTES, Array, text_array
+
+DEFAULT_VARIANT = "default"
+PROBABILITIES_PREFIX = "prob"
+_FLOAT_KINDS = "fc"
+
+
+def decode_predict(model: Model, message: bytes | memoryview) -> Decoded:
+    """PredictRequest bytes → one row. Raises InvalidInput."""
+    request = _parsed(pb.PredictRequest, message)
+    _check_addressee(model, request)
+    spec = _single_input(model)
+    piece, row = _row_piece(model, spec, list(request.features), list(request.texts))
+    form = PredictForm(spec, request.request_id, request.nexus_timing)
+    shape = row if model.batchable or spec.shape[:1] != (-1,) else (1, *row)
+    return Decoded(((spec.name, shape),), 1, [piece], form, templatable=spec.datatype is not BYTES)
+
+
+def decode_batch_predict(model: Model, message: bytes | memoryview) -> Decoded:
+    """BatchPredictRequest bytes → all its rows. Raises InvalidInput naming the row that does not fit."""
+    request = _parsed(pb.BatchPredictRequest, message)
+    _check_addressee(model, request)
+    if not request.rows:
+        raise InvalidInput("invalid input: expected at least 1 row, got 0", field="rows")
+    spec = _single_input(model)
+    if not model.batchable:
+        raise InvalidInput(f"model '{model.name}' takes one request at a time; use Predict or ModelInfer", field="rows")
+    pieces: list[Piece] = []
+    shapes = set()
+    for index, row in enumerate(request.rows):
+        try:
+            piece, shape = _row_piece(model, spec, list(row.features), list(row.texts))
+        except InvalidInput as error:
+            raise InvalidInput(f"row {index}: {error.message}", field=f"rows[{index}]") from None
+        pieces.append(piece)
+        shapes.add(shape)
+    if len(shapes) != 1:
+        raise InvalidInput("all rows must have the same number of features", field="rows")
+    return _batch_decoded(model, spec, request, pieces, shapes.pop())
+
+
+def _batch_decoded(
+    model: Model, spec: TensorSpec, request: pb.BatchPredictRequest, pieces: list[Piece], row: Shape
+) -> Decoded:
+    count = len(pieces)
+    rows = common_rows(model, {spec.name: (count, *row)})
+    joined: Piece = np.concatenate(pieces) if spec.datatype is BYTES else b"".join(pieces)  # type: ignore[arg-type]
+    form = BatchPredictForm(spec, request.request_id, request.nexus_timing)
+    return Decoded(((spec.name, row),), rows, [joined], form, templatable=False)
+
+
+def _parsed(kind: Any, message: bytes | memoryview) -> Any:
+    try:
+        return kind.FromString(message)
+    except DecodeError:
+        raise InvalidInput(f"the request is not a valid {kind.DESCRIPTOR.full_name} message") from None
+
+
+def _check_addressee(model: Model, request: Any) -> None:
+    if request.model_id != model.name or request.model_version not in ("", model.version):
+        raise InvalidInput("model_id and model_version must appear once in the message, and first", field="model_id")
+
+
+def _single_input(model: Model) -> TensorSpec:
+    required = [spec for spec in model.inputs if not spec.optional]
+    if len(required) != 1:
+        names = ", ".join(f"'{spec.name}'" for spec in model.inputs)
+        raise InvalidInput(
+            f"model '{model.name}' has {len(required)} inputs ({names}); flat features fit a model with one: use ModelInfer",
+            field="features",
+        )
+    return required[0]
+
+
+def _row_piece(model: Model, spec: TensorSpec, features: list[float], texts: list[str]) -> tuple[Piece, Shape]:
+    """One row as a piece, and its shape without the batch dimension. Raises InvalidInput."""
+    expected, row = feature_count(model, spec)
+    if spec.datatype is BYTES:
+        if features:
+            raise InvalidInput(f"model '{model.name}' expects text: send it in `texts`", field="features")
+        return text_array(texts), resolve_row(model, row, len(texts), expected)
+    if texts:
+        raise InvalidInput(f"model '{model.name}' expects numbers: send them in `features`", field="texts")
+    shape = resolve_row(model, row, len(features), expected)
+    return cast_features(spec, np.array(features, dtype=np.float64)), shape
+
+
+def cast_features(spec: TensorSpec, features: Array) -> bytes:
+    """float64 features → the input's dtype, little-endian. Raises InvalidInput when one does not fit it exactly enough.
+
+    Floats may round (a client's double is not a float32); integers may not.
+    """
+    dtype = spec.datatype.dtype
+    try:
+        with np.errstate(over="raise", invalid="raise"):
+            cast = features.astype(dtype)
+    except FloatingPointError:
+        raise _misfit(spec, features) from None
+    if dtype.kind not in _FLOAT_KINDS and (spec.datatype is BOOL or not np.array_equal(cast, features)):
+        if spec.datatype is BOOL and np.isin(features, (0.0, 1.0)).all():
+            return cast.tobytes()
+        raise _misfit(spec, features)
+    return cast.tobytes()
+
+
+def _misfit(spec: TensorSpec, features: Array) -> InvalidInput:
+    for index, value in enumerate(features.tolist()):
+        with np.errstate(all="ignore"):
+            cast = np.float64(value).astype(spec.datatype.dtype)
+        if spec.datatype is BOOL and value in (0.0, 1.0):
+            continue
+        if spec.datatype.dtype.kind not in _FLOAT_KINDS or bool(np.isinf(cast)) != bool(np.isinf(value)):
+            if spec.datatype is BOOL or float(cast) != value:
+                return InvalidInput(
+                    f"invalid input: feature {index} ({value!r}) does not fit {spec.datatype.name}", field="features"
+                )
+    return InvalidInput(f"invalid input: a feature does not fit {spec.datatype.name}", field="features")
+
+
+def _utc_now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _probabilities_index(model: Model) -> int:
+    """The output that holds class probabilities, or -1."""
+    for index, spec in enumerate(model.outputs):
+        if spec.name.lower().startswith(PROBABILITIES_PREFIX) and spec.datatype.dtype.kind == "f":
+            return index
+    return -1
+
+
+class PredictForm:
+    """A PredictResponse."""
+
+    __slots__ = ("request_id", "spec", "timing")
+
+    def __init__(self, spec: TensorSpec, request_id: str, timing: bool) -> None:
+        self.spec = spec
+        self.request_id = request_id
+        self.timing = timing
+
+    def pieces(self, tensors: list[bytes]) -> list[Piece]:
+        """The packed doubles of a templated message, cast to the input's dtype. Raises InvalidInput."""
+        return [cast_features(self.spec, np.frombuffer(tensors[0], dtype="<f8"))]
+
+    def encode(self, result: BatchResult, first: int, last: int, timings: Timings, request_id: bytes) -> bytes:
+        model = result.model
+        response = pb.PredictResponse(
+            model_id=model.name,
+            request_id=self.request_id or request_id.decode("ascii", "replace"),
+            model_version=model.version,
+            variant=DEFAULT_VARIANT,
+            latency_ms=timings.total_us / 1000,
+            timestamp=_utc_now(),
+            batch_size=timings.batch_size,
+        )
+        fill_prediction(response, result, first)
+        if self.timing:
+            response.timing.CopyFrom(stage_timings(timings))
+        return bytes(response.SerializeToString())
+
+
+class BatchPredictForm:
+    """A BatchPredictResponse: one Prediction per row."""
+
+    __slots__ = ("request_id", "spec", "timing")
+
+    def __init__(self, spec: TensorSpec, request_id: str, timing: bool) -> None:
+        self.spec = spec
+        self.request_id = request_id
+        self.timing = timing
+
+    def pieces(self, tensors: list[bytes]) -> list[Piece]:
+        raise AssertionError("BatchPredict makes no templates")
+
+    def encode(self, result: BatchResult, first: int, last: int, timings: Timings, request_id: bytes) -> bytes:
+        model = result.model
+        response = pb.BatchPredictResponse(
+            model_id=model.name,
+            request_id=self.request_id or request_id.decode("ascii", "replace"),
+            model_version=model.version,
+            variant=DEFAULT_VARIANT,
+            latency_ms=timings.total_us / 1000,
+            timestamp=_utc_now(),
+            batch_size=timings.batch_size,
+        )
+        for row in range(first, last):
+            fill_prediction(response.predictions.add(), result, row)
+        if self.timing:
+            response.timing.CopyFrom(stage_timings(timings))
+        return bytes(response.SerializeToString())
+
+
+def fill_prediction(message: Any, result: BatchResult, row: int) -> None:
+    """Write one row's first output, probabilities and confidence into a PredictResponse or Prediction."""
+    model = result.model
+    values = result.row_values(0)[row]
+    if model.outputs[0].datatype is BYTES:
+        message.labels.extend(values)
+    else:
+        message.prediction.extend(values)
+    index = _probabilities_index(model)
+    if index >= 0:
+        probabilities = result.row_values(index)[row]
+        message.probabilities.extend(probabilities)
+        message.confidence = max(probabilities, default=0.0)  # type: ignore[type-var]
+
+
+def stage_timings(timings: Timings) -> pb.StageTimings:
+    return pb.StageTimings(
+        queue_us=timings.queue_us,
+        batch_size=timings.batch_size,
+        infer_us=timings.infer_us,
+        total_us=timings.total_us,
+    )
+
+
+def elapsed_us(since_ns: int) -> int:
+    """Microseconds since a CLOCK_MONOTONIC instant."""
+    return (time.monotonic_ns() - since_ns) // 1000

@@ -1,0 +1,89 @@
+"""A request inside a worker: what was asked, decoded, and how its answer is to look."""
+
+from typing import Any, Protocol
+
+from workers.results import BatchResult
+from workers.tensors import Array
+
+# One model input of one request: little-endian bytes of a fixed-size datatype, or an object array of str.
+Piece = bytes | memoryview | Array
+# Per model input: (dtype name, shape without the batch dimension). Requests with equal signatures share a batch.
+Signature = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class Timings:
+    """Stage times of one request's batch, in microseconds, for `nexus_timing`."""
+
+    __slots__ = ("batch_size", "infer_us", "queue_us", "total_us")
+
+    def __init__(self, queue_us: int, batch_size: int, infer_us: int, total_us: int) -> None:
+        self.queue_us = queue_us
+        self.batch_size = batch_size
+        self.infer_us = infer_us
+        self.total_us = total_us
+
+
+class Form(Protocol):
+    """How an answer is to look: built by a decoder, shared by all requests that match one template."""
+
+    def pieces(self, tensors: list[bytes]) -> list[Piece]:
+        """The tensor fields of a message that matched the template, as pieces. Raises InvalidInput."""
+
+    def encode(self, result: BatchResult, first: int, last: int, timings: Timings, request_id: bytes) -> bytes:
+        """The serialised answer for rows first…last of the batch."""
+
+
+class Decoded:
+    """What a decoder makes of a message.
+
+    `templatable`: the message's tensor fields stand in the order of `pieces`, one field each.
+    """
+
+    __slots__ = ("form", "pieces", "rows", "signature", "templatable", "timeout_ns")
+
+    def __init__(
+        self,
+        signature: Signature,
+        rows: int,
+        pieces: list[Piece],
+        form: Form,
+        templatable: bool,
+        timeout_ns: int = 0,
+    ) -> None:
+        self.signature = signature
+        self.rows = rows
+        self.pieces = pieces
+        self.form = form
+        self.templatable = templatable
+        self.timeout_ns = timeout_ns
+
+
+class Request:
+    """One record, decoded, waiting for its batch. Times are CLOCK_MONOTONIC nanoseconds, 0 = no deadline."""
+
+    __slots__ = (
+        "arrived_ns",
+        "deadline_ns",
+        "form",
+        "isolated",
+        "link",
+        "oversize",
+        "pieces",
+        "request_id",
+        "rows",
+        "sequence",
+        "signature",
+    )
+
+    def __init__(self, link: Any, sequence: int, deadline_ns: int, arrived_ns: int, request_id: bytes) -> None:
+        self.link = link
+        self.sequence = sequence
+        self.deadline_ns = deadline_ns
+        self.arrived_ns = arrived_ns
+        self.request_id = request_id
+        self.isolated = False
+        self.oversize = False
+        self.signature: Signature = ()
+        self.rows = 0
+        self.pieces: list[Piece] = []
+        self.form: Any = None

@@ -1,0 +1,63 @@
+"""The outputs of one batch, cut into the rows of its requests."""
+
+import numpy as np
+
+from workers.model import Model, Shape
+from workers.tensors import Array, encode_bytes_tensor
+
+
+class BatchResult:
+    """Outputs of one run. `rows` is the batch's row count; for an unbatched model there is one request and no cut."""
+
+    __slots__ = ("_blobs", "_row_bytes", "_values", "model", "outputs", "row_shapes", "rows")
+
+    def __init__(self, model: Model, outputs: list[Array], rows: int) -> None:
+        self.model = model
+        self.outputs = outputs
+        self.rows = rows
+        self.row_shapes = tuple([output.shape[1:] if model.batchable else output.shape for output in outputs])
+        self._blobs: list[bytes | None] = [None] * len(outputs)
+        self._row_bytes = [0] * len(outputs)
+        self._values: dict[int, list[list[object]]] = {}
+
+    def array(self, index: int, first: int, last: int) -> Array:
+        """One request's part of output `index`."""
+        return self.outputs[index][first:last] if self.model.batchable else self.outputs[index]
+
+    def row_values(self, index: int) -> list[list[object]]:
+        """Output `index` as one flat list of Python values per row of the batch (one row when unbatched)."""
+        values = self._values.get(index)
+        if values is None:
+            rows = self.rows if self.model.batchable else 1
+            values = self._values[index] = self.outputs[index].reshape(rows, -1).tolist()
+        return values
+
+    def shape(self, index: int, rows: int) -> Shape:
+        return (rows, *self.row_shapes[index]) if self.model.batchable else self.row_shapes[index]
+
+    def raw(self, index: int, first: int, last: int) -> bytes:
+        """One request's part of output `index` as raw little-endian content."""
+        output = self.outputs[index]
+        if output.dtype == object:
+            return encode_bytes_tensor(self.array(index, first, last))
+        blob = self._blobs[index]
+        if blob is None:
+            blob = self._blobs[index] = output.tobytes()
+            self._row_bytes[index] = len(blob) // self.rows
+        if not self.model.batchable:
+            return blob
+        row_bytes = self._row_bytes[index]
+        return blob[first * row_bytes : last * row_bytes]
+
+
+def top_classes(values: Array, count: int, labels: tuple[str, ...]) -> list[bytes]:
+    """`classification`: the `count` largest of a row as b"value:index[:label]", largest first (Triton's format)."""
+    flat = values.ravel()
+    order = np.argsort(-flat.astype(np.float64), kind="stable")[:count]
+    found = []
+    for index in order.tolist():
+        text = f"{flat[index]:f}:{index}"
+        if index < len(labels):
+            text += f":{labels[index]}"
+        found.append(text.encode())
+    return found

@@ -1,0 +1,193 @@
+"""ONNX Runtime sessions: the only module that imports onnxruntime.
+
+Opens a model file, says what its inputs and outputs are, and runs it. Sequence-of-maps outputs (scikit-learn
+classifiers exported with ZipMap) become a `probabilities` tensor, one column per class, and the label output beside
+them is called `label`.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from nexus_grpc.ipc.errors import InferenceFailed, InvalidInput, ModelNotServable
+from workers.model import Run, Shape, TensorSpec, zeros
+from workers.tensors import BY_NAME, BY_ONNX, BYTES, Array, Datatype
+
+SEQUENCE_OF_MAPS = {"seq(map(string,tensor(float)))", "seq(map(int64,tensor(float)))"}
+ZIPMAP_LABEL, ZIPMAP_PROBABILITIES = "label", "probabilities"
+OPTIMISATION_LEVELS = {
+    "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+# After a run on an oversize request the arena's blocks go back to the system.
+SHRINK_ARENA = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+
+def onnxruntime_version() -> str:
+    return str(ort.__version__)
+
+
+def available_providers() -> tuple[str, ...]:
+    return tuple(ort.get_available_providers())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenedSession:
+    """A model file, opened: the graph's inputs and outputs as clients see them, and how to run it."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    run: Run
+    # The name that the graph gives each leading dimension; None for a fixed or nameless one.
+    batch_symbols: frozenset[str | None]
+
+
+def open_session(path: str, name: str, options: dict[str, Any], cores: int) -> OpenedSession:
+    """Load a model file.
+
+    Args:
+        path: the model.onnx file.
+        name: the model's name, for messages.
+        options: `execution_providers`, `intra_op_thread_count` and `inter_op_thread_count` (0 = as many as the worker
+            has cores, and one), `graph_optimization_level`.
+        cores: how many cores this worker has.
+
+    Raises ModelNotServable with the reason: an unavailable provider, a file that is no ONNX model, a type that cannot be
+    served.
+    """
+    providers = list(options.get("execution_providers") or DEFAULT_PROVIDERS)
+    missing = [provider for provider in providers if provider not in ort.get_available_providers()]
+    if missing:
+        raise ModelNotServable(
+            f"model '{name}' asks for execution provider {', '.join(missing)}, which this onnxruntime does not have;"
+            f" available: {', '.join(ort.get_available_providers())}"
+        )
+    try:
+        session = ort.InferenceSession(path, _session_options(options, cores), providers=providers)
+    except Exception as error:
+        raise ModelNotServable(f"model '{name}' cannot be loaded: {_first_line(error, path)}") from None
+    inputs = tuple(_input_spec(name, node) for node in session.get_inputs())
+    return _opened(name, session, inputs)
+
+
+def _session_options(options: dict[str, Any], cores: int) -> Any:
+    session_options = ort.SessionOptions()
+    session_options.intra_op_num_threads = options.get("intra_op_thread_count") or cores
+    session_options.inter_op_num_threads = options.get("inter_op_thread_count") or 1
+    session_options.graph_optimization_level = OPTIMISATION_LEVELS[options.get("graph_optimization_level", "all")]
+    # Spinning threads would steal the cores that the other processes need.
+    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session_options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    session_options.log_severity_level = 3
+    return session_options
+
+
+def _first_line(error: Exception, path: str) -> str:
+    """ORT's messages carry source locations and the full path; the first line without the path says what is wrong."""
+    text = str(error).strip().split("\n", 1)[0]
+    return text.replace(path, "model.onnx")
+
+
+def _shape(dims: list[Any]) -> Shape:
+    return tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in dims)
+
+
+def _datatype(name: str, node: Any) -> Datatype:
+    datatype = BY_ONNX.get(node.type)
+    if datatype is None:
+        raise ModelNotServable(f"model '{name}': '{node.name}' has type {node.type}, which cannot be served")
+    return datatype
+
+
+def _input_spec(name: str, node: Any) -> TensorSpec:
+    optional = node.type.startswith("optional(")
+    if optional:
+        raise ModelNotServable(f"model '{name}': input '{node.name}' has type {node.type}, which cannot be served")
+    return TensorSpec(node.name, _datatype(name, node), _shape(node.shape))
+
+
+def _symbols(nodes: list[Any]) -> frozenset[str | None]:
+    return frozenset(node.shape[0] if node.shape and isinstance(node.shape[0], str) else None for node in nodes)
+
+
+def _opened(name: str, session: Any, inputs: tuple[TensorSpec, ...]) -> OpenedSession:
+    nodes = session.get_outputs()
+    symbols = _symbols(session.get_inputs())
+    maps = [index for index, node in enumerate(nodes) if node.type in SEQUENCE_OF_MAPS]
+    run = _plain_run(session, [node.name for node in nodes])
+    if not maps:
+        outputs = tuple(TensorSpec(node.name, _datatype(name, node), _shape(node.shape)) for node in nodes)
+        return OpenedSession(inputs, outputs, run, symbols)
+    if len(maps) > 1:
+        raise ModelNotServable(f"model '{name}' has {len(maps)} sequence-of-maps outputs; one can be served")
+    classes = _class_keys(name, run, inputs, maps[0])
+    outputs = tuple(_zipmap_spec(name, node, index, maps[0], classes) for index, node in enumerate(nodes))
+    return OpenedSession(inputs, outputs, _zipmap_run(run, maps[0], classes), symbols)
+
+
+def _zipmap_spec(name: str, node: Any, index: int, map_index: int, classes: tuple[Any, ...]) -> TensorSpec:
+    if index == map_index:
+        labels = tuple(str(key) for key in classes)
+        return TensorSpec(ZIPMAP_PROBABILITIES, BY_NAME["FP32"], (-1, len(classes)), labels=labels)
+    shown = ZIPMAP_LABEL if node.name == "output_label" else node.name
+    return TensorSpec(shown, _datatype(name, node), _shape(node.shape))
+
+
+def _class_keys(name: str, run: Run, inputs: tuple[TensorSpec, ...], map_index: int) -> tuple[Any, ...]:
+    """The classes of a ZipMap, in its order: a run on one row of zeros tells."""
+    feeds = {spec.name: zeros(spec, tuple(max(dim, 1) for dim in spec.shape)) for spec in inputs}
+    try:
+        rows: Any = run(feeds, False)[map_index]
+        return tuple(rows[0])
+    except (InferenceFailed, InvalidInput, IndexError) as error:
+        raise ModelNotServable(f"model '{name}': the classes of its ZipMap cannot be found out: {error}") from None
+
+
+def _plain_run(session: Any, names: list[str]) -> Run:
+    shrinking = ort.RunOptions()
+    shrinking.add_run_config_entry(*SHRINK_ARENA)
+    session_run = session.run
+
+    def run(feeds: dict[str, Array], oversize: bool) -> list[Array]:
+        try:
+            return session_run(names, feeds, shrinking if oversize else None)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise _run_error(error) from None
+
+    return run
+
+
+def _run_error(error: Exception) -> InferenceFailed | InvalidInput:
+    text = str(error).strip().split("\n", 1)[0]
+    # ORT's INVALID_ARGUMENT (code 2) is what the graph says of its inputs at run time, such as shapes that do not agree.
+    if "INVALID_ARGUMENT" in text or " : 2 : " in text:
+        return InvalidInput(f"the model refused the input: {text}")
+    return InferenceFailed(f"inference failed: {text}")
+
+
+def _zipmap_run(run: Run, map_index: int, classes: tuple[Any, ...]) -> Run:
+    def run_unzipped(feeds: dict[str, Array], oversize: bool) -> list[Array]:
+        outputs = run(feeds, oversize)
+        rows: Any = outputs[map_index]
+        outputs[map_index] = np.array([[row[key] for key in classes] for row in rows], dtype=np.float32).reshape(
+            len(rows), len(classes)
+        )
+        return outputs
+
+    return run_unzipped
+
+
+def as_served(spec: TensorSpec, output: Any) -> Array:
+    """An output with the dtype its datatype promises (ORT gives scalars and text in several forms)."""
+    array = np.asarray(output)
+    if spec.datatype is BYTES:
+        return array.astype(object)
+    return np.ascontiguousarray(array, dtype=spec.datatype.dtype)
+
+
+__all__ = ["OpenedSession", "as_served", "available_providers", "onnxruntime_version", "open_session"]

@@ -1,0 +1,77 @@
+"""Does a request fit the model? Every check of shapes, rows and missing inputs, with its message."""
+
+import math
+from collections.abc import Iterable
+
+from nexus_grpc.ipc.errors import InvalidInput
+from workers.model import Model, Shape, TensorSpec, shape_fits, shape_text
+
+
+def check_shape(model: Model, spec: TensorSpec, shape: Shape) -> None:
+    """Raises InvalidInput naming the input, the expected shape and the one that came."""
+    if any(dim < 0 for dim in shape) or not shape_fits(spec.shape, shape):
+        raise InvalidInput(
+            f"input '{spec.name}' of model '{model.name}': expected shape {shape_text(spec.shape)}, got {shape_text(shape)}",
+            field=spec.name,
+        )
+    if model.batchable and shape[0] < 1:
+        raise InvalidInput(
+            f"input '{spec.name}' of model '{model.name}': expected a batch of at least 1 row, got {shape_text(shape)}",
+            field=spec.name,
+        )
+
+
+def check_missing(model: Model, given: Iterable[str]) -> None:
+    """Raises InvalidInput naming the inputs that are required and absent."""
+    names = set(given)
+    missing = [spec.name for spec in model.inputs if spec.name not in names and not spec.optional]
+    if missing:
+        expected = ", ".join(f"'{spec.name}'" for spec in model.inputs)
+        raise InvalidInput(
+            f"model '{model.name}' expects inputs {expected}; missing: {', '.join(missing)}", field=missing[0]
+        )
+
+
+def common_rows(model: Model, shapes: dict[str, Shape]) -> int:
+    """The request's row count. Raises InvalidInput when inputs disagree or the config's limit is passed."""
+    if not model.batchable:
+        return 1
+    counts = {shape[0] for shape in shapes.values()}
+    if len(counts) != 1:
+        listed = ", ".join(f"'{name}' {shape_text(shape)}" for name, shape in shapes.items())
+        raise InvalidInput(f"inputs of model '{model.name}' must have the same batch dimension, got {listed}")
+    rows = counts.pop()
+    if model.batch_limit_is_strict and rows > model.max_batch_size:
+        raise InvalidInput(f"batch of {rows} rows is larger than model '{model.name}' allows: {model.max_batch_size}")
+    return rows
+
+
+def feature_count(model: Model, spec: TensorSpec) -> tuple[int, Shape]:
+    """(values per row, shape of one request's row without batch dimension) for the flat-features API.
+
+    A single dynamic dimension takes whatever is left over: then the count is 0. Raises InvalidInput when the model has
+    more than one.
+    """
+    row = spec.row_shape if model.batchable or spec.shape[:1] == (-1,) else spec.shape
+    dynamic = sum(dim == -1 for dim in row)
+    if dynamic > 1:
+        raise InvalidInput(
+            f"model '{model.name}' has {dynamic} dynamic dimensions {shape_text(spec.shape)}; use ModelInfer, which"
+            " carries shapes",
+            field="features",
+        )
+    return (0 if dynamic else math.prod(row)), row
+
+
+def resolve_row(model: Model, row: Shape, count: int, expected: int) -> Shape:
+    """The row's shape with its dynamic dimension filled in. Raises InvalidInput on a wrong count."""
+    if expected:
+        if count != expected:
+            raise InvalidInput(f"invalid input: expected {expected} features, got {count}", field="features")
+        return row
+    fixed = math.prod(dim for dim in row if dim != -1)
+    if -1 not in row:
+        return row
+    if count == 0 or count % fixed:
+        raise InvalidInput(f"invalid input: expected a multiple of {fixed} features, got {count}", field="features")
+    return tuple(count // fixed if dim == -1 else dim for dim in row)
