@@ -5,6 +5,8 @@ its file descriptor is made from v1alpha's by renaming the package.
 Source: https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
 """
 
+from typing import Any
+
 import grpc
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -22,13 +24,30 @@ V1_SERVICE = f"{V1}.ServerReflection"
 SERVICES = (INFERENCE_SERVICE, NEXUS_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME, V1_SERVICE)
 
 
+class _SymbolPool:
+    """POOL, which also finds the file of a method or field: protobuf's Python pool knows services and messages only,
+    and ghz asks for the method."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(POOL, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802  (the pool's own name)
+        try:
+            return POOL.FindFileContainingSymbol(symbol)
+        except KeyError:
+            parent, dot, _ = symbol.rpartition(".")
+            if not dot:
+                raise
+            return POOL.FindFileContainingSymbol(parent)
+
+
 def _v1_file() -> bytes:
     file = descriptor_pb2.FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
     file.name = file.name.replace("v1alpha", "v1")
     file.package = V1
     for message in file.message_type:
-        for field in message.field:
+        for field in [field for field in message.field if field.type_name]:
             field.type_name = field.type_name.replace(f".{V1ALPHA}.", f".{V1}.")
     for method in file.service[0].method:
         method.input_type = method.input_type.replace(f".{V1ALPHA}.", f".{V1}.")
@@ -40,7 +59,7 @@ def add_reflection(server: grpc.Server) -> None:
     """Serve both versions of reflection over all our services."""
     for serialized in (health_pb2.DESCRIPTOR.serialized_pb, reflection_pb2.DESCRIPTOR.serialized_pb, _v1_file()):
         POOL.AddSerializedFile(serialized)
-    servicer = reflection.ReflectionServicer(SERVICES, pool=POOL)
+    servicer = reflection.ReflectionServicer(SERVICES, pool=_SymbolPool())
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,

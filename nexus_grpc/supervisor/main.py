@@ -1,0 +1,29 @@
+"""`nexus serve`: run the supervisor until it is told to stop."""
+
+import sys
+
+import uvloop
+
+from nexus_grpc import logs
+from nexus_grpc.ipc.segment import SegmentError
+from nexus_grpc.repository import scan
+from nexus_grpc.settings import Settings
+from nexus_grpc.supervisor.ports import PortTaken
+from nexus_grpc.supervisor.supervisor import StartFailed, Supervisor
+
+EXIT_FINE, EXIT_FAILED = 0, 1
+
+
+def run(settings: Settings) -> int:
+    """Serve; return the exit code. Raises ConfigurationError when the model repository cannot be read."""
+    logs.configure(settings.log_format, settings.log_level, "supervisor")
+    entries = scan(settings.model_repository)
+
+    async def serve() -> int:
+        return await Supervisor(settings, entries).run()
+
+    try:
+        return uvloop.run(serve())
+    except (PortTaken, SegmentError, StartFailed, OSError) as error:
+        print(f"nexus: {getattr(error, 'message', None) or error}", file=sys.stderr)
+        return EXIT_FAILED

@@ -1,0 +1,372 @@
+"""The supervisor: spawns fronts and workers, replaces the dead, tells everyone what changed. The only writer of state.
+
+    starting ──(every worker has loaded, every front listens)──▶ serving ──(SIGTERM, SIGINT)──▶ draining ──▶ stopped
+
+No request passes through here. It waits on pidfds and channels; its only clock is the watchdog's.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import Sequence
+
+from nexus_grpc import cpus, logs
+from nexus_grpc.ipc.control import Message
+from nexus_grpc.ipc.ring import ordering_is_proven
+from nexus_grpc.repository import ModelEntry
+from nexus_grpc.settings import Settings
+from nexus_grpc.supervisor import catalogue as catalogue_module
+from nexus_grpc.supervisor.banner import print_banner
+from nexus_grpc.supervisor.catalogue import Catalogue, place
+from nexus_grpc.supervisor.child import Child, exit_text
+from nexus_grpc.supervisor.metrics import MetricsSources, ModelVersion, ProcessSource, Role, serve
+from nexus_grpc.supervisor.pool import FrontSlot, WorkerSlot, join
+from nexus_grpc.supervisor.ports import PortTaken, claim_port
+
+EXIT_FINE, EXIT_FORCED = 0, 1
+WATCHDOG_TICK_SECONDS = 0.5
+# A process that lived shorter than this died of itself: the next one starts with back-off.
+SHORT_LIFE_SECONDS = 5.0
+BACKOFF_FIRST_SECONDS, BACKOFF_MAX_SECONDS = 0.2, 10.0
+# A process that dies this often before it first became ready cannot start here.
+BOOT_ATTEMPTS_MAX = 3
+STOP_SECONDS = 5.0
+
+
+class StartFailed(Exception):
+    """The server cannot start here; the message says why."""
+
+
+class Supervisor:
+    """run() is the whole life of the server.
+
+    Raises PortTaken, SegmentError, StartFailed or OSError when it cannot start; nothing is left behind then.
+    """
+
+    def __init__(self, settings: Settings, entries: Sequence[ModelEntry]) -> None:
+        self._settings = settings
+        self._log = logs.logger()
+        self._cpus = cpus.parse_cpu_list(settings.cpus) if settings.cpus else cpus.available_cpus()
+        self._placement = place(entries, settings.workers or cpus.default_worker_count(self._cpus))
+        self._catalogue = Catalogue(entries, self._placement)
+        sets = cpus.assign(self._cpus, self._placement.workers)
+        self._workers = [WorkerSlot(index, list(cores)) for index, cores in enumerate(sets)]
+        self._fronts = [FrontSlot(index) for index in range(settings.fronts)]
+        self._sources = MetricsSources()
+        self._started_at_s = time.time()
+        self._draining = False
+        self._failure: str | None = None
+        self._changed = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        settings = self._settings
+        claim = claim_port(settings.host, settings.grpc_port, "--grpc-port")
+        metrics = self._serve_metrics()
+        self._take_signals()
+        try:
+            for worker in self._workers:
+                self._spawn_worker(worker)
+            for front in self._fronts:
+                self._spawn_front(front)
+            await self._until_serving()
+            if not self._stop.is_set():
+                self._announce()
+                await self._watch()
+            return await self._drain()
+        finally:
+            await self._end_children()
+            if metrics is not None:
+                metrics.close()
+            claim.close()
+
+    # --- starting ---
+
+    def _serve_metrics(self):  # type: ignore[no-untyped-def]
+        port = self._settings.metrics_port
+        if not port:
+            return None
+        try:
+            return serve(lambda: self._sources, self._settings.host, port)
+        except OSError as error:
+            raise PortTaken(
+                f"{self._settings.host}:{port} cannot be bound for metrics ({error.strerror}); stop what listens there or"
+                " choose another --metrics-port (0 = off)"
+            ) from None
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: int) -> None:
+        if not self._stop.is_set():
+            self._log.info("stopping: draining requests", signal=signal.Signals(number).name)
+            self._stop.set()
+            self._changed.set()
+        else:
+            self._log.warning("stopping at once", signal=signal.Signals(number).name)
+            for slot in (*self._fronts, *self._workers):
+                if slot.child is not None:
+                    slot.child.kill()
+
+    async def _until_serving(self) -> None:
+        """Wait for every worker, then have the fronts listen, and wait for them. Raises StartFailed."""
+        await self._until(lambda: all(worker.ready for worker in self._workers))
+        for front in self._fronts:
+            front.may_listen = True
+            self._tell_front_all(front)
+        await self._until(lambda: all(front.ready for front in self._fronts))
+
+    async def _until(self, condition) -> None:  # type: ignore[no-untyped-def]
+        while not condition() and not self._stop.is_set():
+            self._changed.clear()
+            await self._changed.wait()
+            if self._failure is not None:
+                raise StartFailed(self._failure)
+
+    def _announce(self) -> None:
+        if not ordering_is_proven():
+            self._log.warning("this CPU's memory ordering is not covered by docs/decisions/0002: untested here")
+        for version in self._catalogue.versions:
+            if version.state != catalogue_module.READY:
+                self._log.error("model unavailable", model=version.name, version=version.version, reason=version.reason)
+        self._log.info(
+            "serving",
+            grpc=f"{self._settings.host}:{self._settings.grpc_port}",
+            models=self._catalogue.ready_count,
+            fronts=len(self._fronts),
+            workers=len(self._workers),
+            seconds=round(time.time() - self._started_at_s, 2),
+        )
+        print_banner(self._settings, self._catalogue, [worker.cores for worker in self._workers])
+
+    # --- workers ---
+
+    def _spawn_worker(self, worker: WorkerSlot) -> None:
+        child = Child("worker", worker.index, worker.generation, self._on_worker_message, self._on_worker_exit)
+        worker.begin(child)
+        child.spawn("workers.main")
+        child.send(
+            {**self._hello(child), "cpus": worker.cores},
+            worker.new_descriptors(),
+        )
+        self._update_sources()
+
+    def _hello(self, child: Child) -> Message:
+        import os
+
+        return {
+            "type": "hello",
+            "index": child.index,
+            "generation": child.generation,
+            "supervisor_pid": os.getpid(),
+            "settings": self._settings.model_dump_json(),
+        }
+
+    def _on_worker_message(self, child: Child, message: Message) -> None:
+        worker = self._workers[child.index]
+        kind = message["type"]
+        if kind == "started":
+            worker.to_load = self._catalogue.for_worker(worker.index)
+            self._load_next(worker)
+        elif kind == "loaded":
+            self._catalogue.loaded(message["slot"], worker.index, message["metadata"], message["config"])
+            self._load_next(worker)
+        elif kind == "load_failed":
+            self._catalogue.failed(message["slot"], message["reason"])
+            self._load_next(worker)
+
+    def _load_next(self, worker: WorkerSlot) -> None:
+        """One model at a time, so that it is known which one took a worker down."""
+        worker.stop_load_timer()
+        worker.loading = None
+        while worker.to_load:
+            version = worker.to_load.pop(0)
+            if version.state == catalogue_module.UNAVAILABLE:
+                continue
+            worker.loading = version.slot
+            assert worker.child is not None
+            worker.child.send(version.load_order(self._settings.default_max_batch_size))
+            loop = asyncio.get_running_loop()
+            worker.load_timer = loop.call_later(self._settings.model_load_seconds, self._load_too_slow, worker)
+            return
+        self._worker_ready(worker)
+
+    def _load_too_slow(self, worker: WorkerSlot) -> None:
+        if worker.loading is not None and worker.child is not None:
+            seconds = self._settings.model_load_seconds
+            self._catalogue.failed(worker.loading, f"loading it took longer than {seconds:g} s (model_load_seconds)")
+            worker.loading = None
+            worker.child.kill()
+
+    def _worker_ready(self, worker: WorkerSlot) -> None:
+        worker.ready = True
+        worker.boot_attempts = 0
+        for front in self._fronts:
+            self._join(front, worker)
+        self._tell_routes()
+        self._changed.set()
+
+    def _on_worker_exit(self, child: Child, code: int) -> None:
+        worker = self._workers[child.index]
+        if self._draining:
+            worker.end()
+            self._changed.set()
+            return
+        self._log.error("worker died", worker=child.index, died_of=exit_text(code), child_pid=child.pid)
+        if worker.loading is not None:
+            self._catalogue.crashed_while_loading(worker.loading)
+        for front in self._fronts:
+            if front.child is not None:
+                message = {"type": "detach", "worker": child.index, "generation": child.generation}
+                front.child.send(message)
+        self._respawn(worker, code)
+
+    def _respawn(self, slot: WorkerSlot | FrontSlot, code: int) -> None:
+        """Start the next generation, at once after a long life, with back-off after short ones."""
+        was_ready = slot.end()
+        slot.restarts += 1
+        if not was_ready:
+            slot.boot_attempts += 1
+            loading = isinstance(slot, WorkerSlot) and slot.died_loading
+            if slot.boot_attempts >= BOOT_ATTEMPTS_MAX and not slot.ever_ready and not loading:
+                self._failure = f"{slot.role} {slot.index} cannot start: {exit_text(code)} {BOOT_ATTEMPTS_MAX} times"
+                self._changed.set()
+                return
+        delay = slot.next_delay(SHORT_LIFE_SECONDS, BACKOFF_FIRST_SECONDS, BACKOFF_MAX_SECONDS)
+        spawn = self._spawn_worker if isinstance(slot, WorkerSlot) else self._spawn_front
+        asyncio.get_running_loop().call_later(delay, self._spawn_unless_draining, spawn, slot)
+        self._update_sources()
+
+    def _spawn_unless_draining(self, spawn, slot) -> None:  # type: ignore[no-untyped-def]
+        if not self._stop.is_set():
+            spawn(slot)
+
+    # --- fronts ---
+
+    def _spawn_front(self, front: FrontSlot) -> None:
+        child = Child("front", front.index, front.generation, self._on_front_message, self._on_front_exit)
+        front.begin(child)
+        child.spawn("nexus_grpc.front.main")
+        child.send({**self._hello(child), "cpus": self._cpus}, front.new_descriptors())
+        for worker in self._workers:
+            if worker.ready:
+                self._join(front, worker)
+        if front.may_listen:
+            self._tell_front_all(front)
+        self._update_sources()
+
+    def _tell_front_all(self, front: FrontSlot) -> None:
+        assert front.child is not None
+        front.child.send(self._catalogue.as_message())
+        front.child.send({"type": "listen"})
+
+    def _tell_routes(self) -> None:
+        for front in self._fronts:
+            if front.child is not None:
+                front.child.send(self._catalogue.as_message())
+        self._update_sources()
+
+    def _on_front_message(self, child: Child, message: Message) -> None:
+        front = self._fronts[child.index]
+        if message["type"] == "ready":
+            front.ready = front.ever_ready = True
+            front.boot_attempts = 0
+            self._changed.set()
+        elif message["type"] == "failed":
+            self._log.error("front cannot listen", front=child.index, reason=message["reason"])
+            if not front.ever_ready:
+                self._failure = f"front {child.index} cannot listen: {message['reason']}"
+                self._changed.set()
+            else:
+                child.kill()
+
+    def _on_front_exit(self, child: Child, code: int) -> None:
+        front = self._fronts[child.index]
+        if self._draining:
+            front.end()
+            self._changed.set()
+            return
+        self._log.error("front died", front=child.index, died_of=exit_text(code), child_pid=child.pid)
+        for worker in self._workers:
+            if worker.child is not None and worker.ready:
+                worker.child.send({"type": "detach", "front": child.index})
+        self._respawn(front, code)
+
+    def _join(self, front: FrontSlot, worker: WorkerSlot) -> None:
+        """Give a front and a worker their rings."""
+        if front.child is not None and worker.child is not None:
+            join(front, worker, self._settings.ring_bytes)
+
+    # --- serving ---
+
+    async def _watch(self) -> None:
+        """Until told to stop: replace workers whose loop has not turned for too long (stopped, or stuck in a run)."""
+        while not self._stop.is_set():
+            try:
+                await asyncio.wait_for(self._stop.wait(), WATCHDOG_TICK_SECONDS)
+            except TimeoutError:
+                self._check_heartbeats()
+
+    def _check_heartbeats(self) -> None:
+        limit_ns = int(self._settings.watchdog_seconds * 1e9)
+        for worker in self._workers:
+            silent_ns = worker.silent_ns()
+            if worker.ready and worker.child is not None and silent_ns > limit_ns:
+                self._log.error("worker is stuck: replacing it", worker=worker.index, silent_seconds=silent_ns / 1e9)
+                worker.child.kill()
+
+    def _update_sources(self) -> None:
+        """What the metrics thread reads: replaced whole."""
+        import os
+
+        processes = [ProcessSource(Role.SUPERVISOR, 0, os.getpid())]
+        for role, slots in ((Role.FRONT, self._fronts), (Role.WORKER, self._workers)):
+            for slot in slots:
+                if slot.child is not None:
+                    processes.append(ProcessSource(role, slot.index, slot.child.pid, slot.page))
+        self._sources = MetricsSources(
+            processes=tuple(processes),
+            models={v.slot: ModelVersion(v.name, v.version) for v in self._catalogue.versions if v.slot and v.version},
+            models_ready_count=self._catalogue.ready_count,
+            worker_restarts={worker.index: worker.restarts for worker in self._workers},
+            started_at_s=self._started_at_s,
+        )
+
+    # --- stopping ---
+
+    async def _drain(self) -> int:
+        """Fronts finish what is in flight, then workers stop. A second signal ends it at once."""
+        self._draining = True
+        seconds = self._settings.drain_seconds
+        for front in self._fronts:
+            if front.child is not None:
+                front.child.send({"type": "drain", "seconds": seconds})
+        await self._until_exited(self._fronts, seconds + 2)
+        for worker in self._workers:
+            if worker.child is not None:
+                worker.child.send({"type": "stop"})
+        await self._until_exited(self._workers, STOP_SECONDS)
+        forced = any(slot.killed for slot in (*self._fronts, *self._workers))
+        self._log.info("stopped", forced=forced)
+        return EXIT_FORCED if forced else EXIT_FINE
+
+    async def _until_exited(self, slots: Sequence[FrontSlot] | Sequence[WorkerSlot], seconds: float) -> None:
+        children = [slot.child for slot in slots if slot.child is not None]
+        waits = [child.exited.wait() for child in children]
+        if waits:
+            try:
+                await asyncio.wait_for(asyncio.gather(*waits), seconds)
+            except TimeoutError:
+                self._log.warning("processes did not stop in time", pids=[c.pid for c in children if not c.exited.is_set()])
+
+    async def _end_children(self) -> None:
+        """Whatever is left is killed: nothing outlives the supervisor's run()."""
+        self._draining = True
+        for slot in (*self._fronts, *self._workers):
+            if slot.child is not None:
+                slot.child.kill()
+                await slot.child.exited.wait()
+            slot.close()
