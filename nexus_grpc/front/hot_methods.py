@@ -1,6 +1,5 @@
 """The hot methods' paths, and what both transports read off a call."""
 
-import math
 import re
 import time
 from collections.abc import Iterable
@@ -17,6 +16,8 @@ PATHS = {
     Method.BATCH_PREDICT: f"/{NEXUS_SERVICE}/BatchPredict",
     Method.PREDICT_STREAM: f"/{NEXUS_SERVICE}/PredictStream",
 }
+# The core reports "no deadline" as a time centuries away.
+NO_DEADLINE_SECONDS = 1e8
 STREAMING = frozenset({Method.MODEL_STREAM_INFER, Method.PREDICT_STREAM})
 
 REQUEST_ID_KEY = "x-request-id"
@@ -34,6 +35,7 @@ def request_id_of(metadata: Iterable[tuple[str, str | bytes]], ids: RequestIds) 
 
 def monotonic_deadline_ns(deadline: float | None, now_ns: int) -> int:
     """gRPC gives deadlines in wall-clock seconds; 0 = none. Both clocks are read now, so a later clock jump is harmless."""
-    if deadline is None or not math.isfinite(deadline):
+    remaining = NO_DEADLINE_SECONDS if deadline is None else deadline - time.time()
+    if not remaining < NO_DEADLINE_SECONDS:
         return 0
-    return max(1, now_ns + int((deadline - time.time()) * 1e9))
+    return max(1, now_ns + int(remaining * 1e9))

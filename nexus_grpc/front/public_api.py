@@ -13,7 +13,7 @@ import grpc
 
 from nexus_grpc.front.dispatcher import Dispatcher, RequestIds
 from nexus_grpc.front.flight import Flight
-from nexus_grpc.front.hot_methods import PATHS, REQUEST_ID_KEY, STREAMING, request_id_of
+from nexus_grpc.front.hot_methods import NO_DEADLINE_SECONDS, PATHS, REQUEST_ID_KEY, STREAMING, request_id_of
 from nexus_grpc.front.streams import WRAP_ANSWER, WRAP_ERROR
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY
 
@@ -68,8 +68,8 @@ class HotHandlers(grpc.GenericRpcHandler):
         request_id = request_id_of(context.invocation_metadata() or (), self._ids)
         context.send_initial_metadata(((REQUEST_ID_KEY, request_id),))
         remaining = context.time_remaining()
-        # The public API reports "no deadline" as None or as centuries.
-        deadline_ns = 0 if remaining is None or remaining > 1e8 else time.monotonic_ns() + int(remaining * 1e9)
+        none = remaining is None or remaining >= NO_DEADLINE_SECONDS
+        deadline_ns = 0 if none else time.monotonic_ns() + int(remaining * 1e9)
         return request_id, deadline_ns
 
     def _answered(self, flight: PublicFlight, context: grpc.ServicerContext) -> PublicFlight:

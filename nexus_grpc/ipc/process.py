@@ -7,10 +7,14 @@ import ctypes
 import os
 import signal
 import socket
+import sys
+import threading
 
 import setproctitle
 
 PR_SET_PDEATHSIG = 1
+# sysexits.h EX_SOFTWARE: an internal error.
+EXIT_THREAD_DIED = 70
 
 
 class ParentGone(SystemExit):
@@ -28,6 +32,14 @@ def start_child(role: str, index: int, supervisor_pid: int, cpus: list[int]) -> 
     if cpus:
         os.sched_setaffinity(0, cpus)
     setproctitle.setproctitle(f"nexus: {role} {index}")
+    threading.excepthook = _die_of_thread
+
+
+def _die_of_thread(arguments: threading.ExceptHookArgs) -> None:
+    """A process that lost a thread only looks alive: better dead, and replaced."""
+    sys.__excepthook__(arguments.exc_type, arguments.exc_value or arguments.exc_type(), arguments.exc_traceback)
+    sys.stderr.flush()
+    os._exit(EXIT_THREAD_DIED)
 
 
 def control_socket(descriptor: int) -> socket.socket:

@@ -30,6 +30,7 @@ class Child:
         self.index = index
         self.generation = generation
         self.pid = 0
+        self.killed = False
         self.exited = asyncio.Event()
         self._on_message = on_message
         self._on_exit = on_exit
@@ -68,6 +69,7 @@ class Child:
     def kill(self) -> None:
         """SIGKILL; the exit is reported as any other."""
         if not self.exited.is_set():
+            self.killed = True
             self._process.send_signal(signal.SIGKILL)
 
     def _writable(self) -> None:

@@ -27,7 +27,7 @@ class Slot:
         self.boot_attempts = 0
         self.ready = False
         self.ever_ready = False
-        self.killed = False
+        self.forced = False
         self.child: Child | None = None
         self._page_fd = create_page(self.page_kind)
         self.page = open_page(self._page_fd)

@@ -6,6 +6,7 @@ No request passes through here. It waits on pidfds and channels; its only clock 
 """
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -155,8 +156,6 @@ class Supervisor:
         self._update_sources()
 
     def _hello(self, child: Child) -> Message:
-        import os
-
         return {
             "type": "hello",
             "index": child.index,
@@ -212,6 +211,7 @@ class Supervisor:
     def _on_worker_exit(self, child: Child, code: int) -> None:
         worker = self._workers[child.index]
         if self._draining:
+            worker.forced = child.killed
             worker.end()
             self._changed.set()
             return
@@ -286,6 +286,7 @@ class Supervisor:
     def _on_front_exit(self, child: Child, code: int) -> None:
         front = self._fronts[child.index]
         if self._draining:
+            front.forced = child.killed
             front.end()
             self._changed.set()
             return
@@ -320,8 +321,6 @@ class Supervisor:
 
     def _update_sources(self) -> None:
         """What the metrics thread reads: replaced whole."""
-        import os
-
         processes = [ProcessSource(Role.SUPERVISOR, 0, os.getpid())]
         for role, slots in ((Role.FRONT, self._fronts), (Role.WORKER, self._workers)):
             for slot in slots:
@@ -349,7 +348,8 @@ class Supervisor:
             if worker.child is not None:
                 worker.child.send({"type": "stop"})
         await self._until_exited(self._workers, STOP_SECONDS)
-        forced = any(slot.killed for slot in (*self._fronts, *self._workers))
+        slots = (*self._fronts, *self._workers)
+        forced = any(slot.child is not None or slot.forced for slot in slots)
         self._log.info("stopped", forced=forced)
         return EXIT_FORCED if forced else EXIT_FINE
 
