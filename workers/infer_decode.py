@@ -26,7 +26,7 @@ class _Tensor:
     piece: Piece
 
 
-def decode_infer(model: Model, message: bytes | memoryview) -> Decoded:
+def decode_infer(model: Model, message: bytes) -> Decoded:
     """Parse and check a request against the model. Raises InvalidInput."""
     try:
         request = pb.ModelInferRequest.FromString(message)

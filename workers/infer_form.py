@@ -77,13 +77,14 @@ class InferForm:
 
     def _encode_built(self, result: BatchResult, first: int, last: int, timings: Timings) -> bytes:
         response = self._response(result)
+        raw = self.raw or self._has_raw_only(result)
         for requested in self.outputs:
             spec = result.model.outputs[requested.index]
             array = result.array(requested.index, first, last)
             if requested.classes:
-                self._add_classes(response, spec, array, requested.classes, result.model.batchable)
+                _add_classes(response, spec, array, requested.classes, result.model.batchable, raw)
             else:
-                self._add_tensor(response, spec, array)
+                _add_tensor(response, spec, array, raw)
         if self.timing:
             response.parameters["nexus_queue_us"].int64_param = timings.queue_us
             response.parameters["nexus_batch_size"].int64_param = timings.batch_size
@@ -91,32 +92,32 @@ class InferForm:
             response.parameters["nexus_total_us"].int64_param = timings.total_us
         return bytes(response.SerializeToString())
 
-    def _add_classes(
-        self, response: pb.ModelInferResponse, spec: TensorSpec, array: Array, classes: int, batched: bool
-    ) -> None:
-        per_row = [top_classes(row, classes, spec.labels) for row in (array if batched else [array])]
-        found = [item for row in per_row for item in row]
-        shape = [len(per_row), len(per_row[0])] if batched else [len(found)]
-        tensor = response.outputs.add(name=spec.name, datatype=BYTES.name, shape=shape)
-        if self.raw:
-            response.raw_output_contents.append(encode_bytes_tensor(text_array([item.decode() for item in found])))
-        else:
-            tensor.contents.bytes_contents.extend(found)
+    def _has_raw_only(self, result: BatchResult) -> bool:
+        """One raw output makes all of them raw: clients index raw_output_contents by position. FP16 has no typed field."""
+        return any(not item.classes and not result.model.outputs[item.index].datatype.contents for item in self.outputs)
 
-    def _add_tensor(self, response: pb.ModelInferResponse, spec: TensorSpec, array: Array) -> None:
-        tensor = response.outputs.add(name=spec.name, datatype=spec.datatype.name, shape=array.shape)
-        # One raw output makes all of them raw: clients index raw_output_contents by position. FP16 has no typed field.
-        if self.raw or self._has_raw_only(response, spec):
-            response.raw_output_contents.append(
-                encode_bytes_tensor(array) if spec.datatype is BYTES else array.tobytes()
-            )
-        elif spec.datatype is BYTES:
-            tensor.contents.bytes_contents.extend(text_elements(array))
-        else:
-            getattr(tensor.contents, spec.datatype.contents).extend(array.ravel().tolist())
 
-    def _has_raw_only(self, response: pb.ModelInferResponse, spec: TensorSpec) -> bool:
-        return not spec.datatype.contents or bool(response.raw_output_contents)
+def _add_classes(
+    response: pb.ModelInferResponse, spec: TensorSpec, array: Array, classes: int, batched: bool, raw: bool
+) -> None:
+    per_row = [top_classes(row, classes, spec.labels) for row in (array if batched else [array])]
+    found = [item for row in per_row for item in row]
+    shape = [len(per_row), len(per_row[0])] if batched else [len(found)]
+    tensor = response.outputs.add(name=spec.name, datatype=BYTES.name, shape=shape)
+    if raw:
+        response.raw_output_contents.append(encode_bytes_tensor(text_array([item.decode() for item in found])))
+    else:
+        tensor.contents.bytes_contents.extend(found)
+
+
+def _add_tensor(response: pb.ModelInferResponse, spec: TensorSpec, array: Array, raw: bool) -> None:
+    tensor = response.outputs.add(name=spec.name, datatype=spec.datatype.name, shape=array.shape)
+    if raw:
+        response.raw_output_contents.append(encode_bytes_tensor(array) if spec.datatype is BYTES else array.tobytes())
+    elif spec.datatype is BYTES:
+        tensor.contents.bytes_contents.extend(text_elements(array))
+    else:
+        getattr(tensor.contents, spec.datatype.contents).extend(array.ravel().tolist())
 
 
 def _fixed_prefix(spec: TensorSpec, shape: tuple[int, ...]) -> bytes:

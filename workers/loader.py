@@ -18,6 +18,7 @@ PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 # Batched and single runs may differ in the last bits (another blocking of the same sums), no more.
 BATCH_RTOL, BATCH_ATOL = 1e-3, 1e-5
+SAMPLE_ROWS = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -107,17 +108,19 @@ def _looks_batchable(opened: OpenedSession) -> bool:
 
 
 def _batches_like_single(model: Model) -> bool:
-    """Whether two rows run together give what they give alone: a dynamic dimension need not be a batch dimension."""
+    """Whether rows run together give what they give alone: a dynamic dimension need not be a batch dimension."""
     feeds = {spec.name: _sample(spec, tuple(1 if dim == -1 else dim for dim in spec.row_shape)) for spec in model.inputs}
     try:
         together = model.run(feeds, False)
-        alone = [model.run({name: array[row : row + 1] for name, array in feeds.items()}, False) for row in range(2)]
+        alone = [
+            model.run({name: array[row : row + 1] for name, array in feeds.items()}, False) for row in range(SAMPLE_ROWS)
+        ]
     except NexusError:
         return False
     for index, spec in enumerate(model.outputs):
         whole = as_served(spec, together[index])
         parts = [as_served(spec, outputs[index]) for outputs in alone]
-        if whole.shape[:1] != (2,) or any(part.shape != (1, *whole.shape[1:]) for part in parts):
+        if whole.shape[:1] != (SAMPLE_ROWS,) or any(part.shape != (1, *whole.shape[1:]) for part in parts):
             return False
         if not _same(whole, np.concatenate(parts)):
             return False
@@ -131,13 +134,12 @@ def _same(one: Array, other: Array) -> bool:
 
 
 def _sample(spec: TensorSpec, row: Shape) -> Array:
-    """Two different rows: seeded noise for floats, zero and one for the rest."""
-    shape = (2, *row)
+    """Different rows: seeded noise for floats; one, zero, one for the rest, so that sums over rows show either way."""
+    shape = (SAMPLE_ROWS, *row)
     if spec.datatype.dtype.kind == "f":
         return np.random.default_rng(7).normal(size=shape).astype(spec.datatype.dtype)
     array = zeros(spec, shape)
-    if spec.datatype is not BYTES:
-        array[1:] = 1
+    array[::2] = "a" if spec.datatype is BYTES else 1
     return array
 
 
@@ -186,12 +188,14 @@ def _warm_up(order: LoadOrder, model: Model) -> None:
     if order.config is None:
         return
     for sample in order.config.model_warmup:
-        feeds = {
-            name: _warmup_array(order, model, name, item, sample.batch_size) for name, item in sample.inputs.items()
-        }
         try:
+            feeds = {
+                name: _warmup_array(order, model, name, item, sample.batch_size) for name, item in sample.inputs.items()
+            }
             for _ in range(max(1, sample.count)):
                 model.run(feeds, False)
+        except ModelNotServable:
+            raise
         except NexusError as error:
             raise ModelNotServable(f"warm-up '{sample.name}' of model '{order.name}' failed: {error.message}") from None
 

@@ -104,7 +104,10 @@ class WorkerLoop:
             timeout_ms = min(timeout_ms, REPLY_RETRY_MS)
         self._observe()
         self._stats.idle(now_ns)
-        self._sleeper.wait([link.requests for link in self._links], timeout_ms)
+        rings = [link.requests for link in self._links]
+        if self._sleeper.park(rings):
+            self._sleeper.sleep(timeout_ms)
+        self._sleeper.unpark(rings)
 
     def _observe(self) -> None:
         """Bring the page's gauges and template counts up to date."""

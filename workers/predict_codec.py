@@ -20,7 +20,7 @@ PROBABILITIES_PREFIX = "prob"
 _FLOAT_KINDS = "fc"
 
 
-def decode_predict(model: Model, message: bytes | memoryview) -> Decoded:
+def decode_predict(model: Model, message: bytes) -> Decoded:
     """PredictRequest bytes → one row. Raises InvalidInput."""
     request = _parsed(pb.PredictRequest, message)
     _check_addressee(model, request)
@@ -31,7 +31,7 @@ def decode_predict(model: Model, message: bytes | memoryview) -> Decoded:
     return Decoded(((spec.name, shape),), 1, [piece], form, templatable=spec.datatype is not BYTES)
 
 
-def decode_batch_predict(model: Model, message: bytes | memoryview) -> Decoded:
+def decode_batch_predict(model: Model, message: bytes) -> Decoded:
     """BatchPredictRequest bytes → all its rows. Raises InvalidInput naming the row that does not fit."""
     request = _parsed(pb.BatchPredictRequest, message)
     _check_addressee(model, request)
@@ -64,7 +64,7 @@ def _batch_decoded(
     return Decoded(((spec.name, row),), rows, [joined], form, templatable=False)
 
 
-def _parsed(kind: Any, message: bytes | memoryview) -> Any:
+def _parsed(kind: Any, message: bytes) -> Any:
     try:
         return kind.FromString(message)
     except DecodeError:
@@ -119,16 +119,17 @@ def cast_features(spec: TensorSpec, features: Array) -> bytes:
 
 
 def _misfit(spec: TensorSpec, features: Array) -> InvalidInput:
-    for index, value in enumerate(features.tolist()):
-        with np.errstate(all="ignore"):
-            cast = np.float64(value).astype(spec.datatype.dtype)
-        if spec.datatype is BOOL and value in (0.0, 1.0):
-            continue
-        if spec.datatype.dtype.kind not in _FLOAT_KINDS or bool(np.isinf(cast)) != bool(np.isinf(value)):
-            if spec.datatype is BOOL or float(cast) != value:
-                return InvalidInput(
-                    f"invalid input: feature {index} ({value!r}) does not fit {spec.datatype.name}", field="features"
-                )
+    with np.errstate(all="ignore"):
+        cast = features.astype(spec.datatype.dtype)
+        if spec.datatype.dtype.kind in _FLOAT_KINDS:
+            wrong = np.isinf(cast) != np.isinf(features)
+        else:
+            wrong = cast.astype(np.float64) != features
+    for index in np.flatnonzero(wrong)[:1].tolist():
+        value = features[index].item()
+        return InvalidInput(
+            f"invalid input: feature {index} ({value!r}) does not fit {spec.datatype.name}", field="features"
+        )
     return InvalidInput(f"invalid input: a feature does not fit {spec.datatype.name}", field="features")
 
 

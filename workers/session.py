@@ -187,7 +187,7 @@ def as_served(spec: TensorSpec, output: Any) -> Array:
     array = np.asarray(output)
     if spec.datatype is BYTES:
         return array.astype(object)
-    return np.ascontiguousarray(array, dtype=spec.datatype.dtype)
+    return np.asarray(array, dtype=spec.datatype.dtype, order="C")  # ascontiguousarray would make a scalar an array
 
 
 __all__ = ["OpenedSession", "as_served", "available_providers", "onnxruntime_version", "open_session"]

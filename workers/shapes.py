@@ -7,11 +7,22 @@ from nexus_grpc.ipc.errors import InvalidInput
 from workers.model import Model, Shape, TensorSpec, shape_fits, shape_text
 
 
+# A tensor without elements costs its sender nothing, whatever its other dimensions say; real ones (an empty key-value
+# cache, an empty sequence) stay far below this.
+EMPTY_TENSOR_MAX = 1 << 20
+
+
 def check_shape(model: Model, spec: TensorSpec, shape: Shape) -> None:
     """Raises InvalidInput naming the input, the expected shape and the one that came."""
     if any(dim < 0 for dim in shape) or not shape_fits(spec.shape, shape):
         raise InvalidInput(
             f"input '{spec.name}' of model '{model.name}': expected shape {shape_text(spec.shape)}, got {shape_text(shape)}",
+            field=spec.name,
+        )
+    if 0 in shape and math.prod(max(dim, 1) for dim in shape) > EMPTY_TENSOR_MAX:
+        raise InvalidInput(
+            f"input '{spec.name}' of model '{model.name}': shape {shape_text(shape)} is too large for a tensor without"
+            " elements",
             field=spec.name,
         )
     if model.batchable and shape[0] < 1:
@@ -70,8 +81,10 @@ def resolve_row(model: Model, row: Shape, count: int, expected: int) -> Shape:
             raise InvalidInput(f"invalid input: expected {expected} features, got {count}", field="features")
         return row
     fixed = math.prod(dim for dim in row if dim != -1)
-    if -1 not in row:
+    if -1 not in row:  # an input with a dimension of size 0
+        if count:
+            raise InvalidInput(f"invalid input: expected 0 features, got {count}", field="features")
         return row
-    if count == 0 or count % fixed:
+    if count == 0 or not fixed or count % fixed:
         raise InvalidInput(f"invalid input: expected a multiple of {fixed} features, got {count}", field="features")
     return tuple(count // fixed if dim == -1 else dim for dim in row)

@@ -31,14 +31,13 @@ class RequestTemplate:
     __slots__ = ("_fixed", "_head", "decoded", "spans")
 
     def __init__(self, message: bytes, tensor_spans: list[tuple[int, int]], decoded: Decoded) -> None:
-        self.decoded = decoded
+        # Without the pieces: they would keep the first message's tensors.
+        self.decoded = Decoded(decoded.signature, decoded.rows, [], decoded.form, True, decoded.timeout_ns)
         self.spans = tensor_spans
         self._head = message[: tensor_spans[0][0]]
         starts = [end for _, end in tensor_spans]
         ends = [start for start, _ in tensor_spans[1:]] + [len(message)]
-        self._fixed = [
-            (start, message[start:end]) for start, end in zip(starts, ends, strict=True) if end > start
-        ]
+        self._fixed = [(start, message[start:end]) for start, end in zip(starts, ends, strict=True) if end > start]
 
     def matches(self, message: bytes) -> bool:
         """Whether a message of the same length differs from ours in its tensors alone."""
@@ -70,4 +69,7 @@ def remember_template(model: Model, method: int, message: bytes, decoded: Decode
     except WireError:
         return
     if found and len(found) == len(decoded.pieces):
-        model.templates[key] = RequestTemplate(message, found, decoded)
+        template = RequestTemplate(message, found, decoded)
+        # A field may come in parts outside the spans, such as unpacked doubles after packed ones.
+        if decoded.form.pieces(template.tensors(message)) == decoded.pieces:
+            model.templates[key] = template

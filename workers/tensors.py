@@ -62,7 +62,7 @@ def decode_bytes_tensor(raw: bytes | memoryview, count: int, name: str) -> Array
 
     Raises InvalidInput when the elements do not fill `raw` exactly or are not UTF-8 (ONNX strings are UTF-8).
     """
-    elements = []
+    elements: list[str] = []
     offset = 0
     total = len(raw)
     while offset < total:

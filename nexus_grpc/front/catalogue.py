@@ -72,10 +72,8 @@ class Catalogue:
         return sorted(found, key=lambda entry: int(entry.version))
 
     def is_ready(self, name: str, version: str) -> bool:
-        """Raises UnknownModel."""
+        """False for an unknown model too, as Triton answers (core, InferenceServer::ModelIsReady)."""
         ready = self.ready_versions(name)
-        if not ready and name not in self.names():
-            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
         return any(entry.version == version for entry in ready) if version else bool(ready)
 
     def find(self, name: str, version: str) -> CatalogueEntry:

@@ -210,7 +210,6 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
         self._stream_window = stream_window
         self._draining = False
         self._streams: set[_StreamCall] = set()
-        self._streams_lock = threading.Lock()
 
     def start(self) -> None:
         state = self._state
@@ -231,10 +230,7 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
     def stop(self, grace: float | None) -> threading.Event:
         """As grpc.Server.stop; open streams are told to finish first."""
         self._draining = True
-        with self._streams_lock:
-            streams = list(self._streams)
-        for call in streams:
-            call.stream.drain()
+        self._dispatcher.command(lambda: [call.stream.drain() for call in list(self._streams)])
         stopped: threading.Event = super().stop(grace)
         return stopped
 
@@ -251,36 +247,56 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
                 raise
 
     def _ingress(self) -> None:
-        state = self._state
-        poll, submit, monotonic_ns = state.completion_queue.poll, self._dispatcher.submit, time.monotonic_ns
-        while True:
+        """Wait for an event; then, holding the turn, serve until nothing is left: events, answers, chores."""
+        dispatcher, poll = self._dispatcher, self._state.completion_queue.poll
+        timeout = cygrpc.CompletionType.queue_timeout
+        serving = True
+        while serving:
             event = poll()
-            tag = event.tag
-            kind = type(tag)
-            if kind is UnaryFlight:  # its message
-                message = event.batch_operations[0].message()
-                if message is None:
-                    self._no_message(tag)
-                else:
-                    tag.message = message
-                    submit(tag)
-            elif kind is _HotMethod:
-                if event.success:
-                    self._arrived(tag, event, monotonic_ns())
-            elif tag is None:
-                pass  # a final batch is done
-            elif kind is _StreamEvent:
-                self._stream_event(tag, event)
-            elif kind is _UnaryClose:
-                if event.batch_operations[0].cancelled():
-                    self._dispatcher.cancel(tag.flight)
-            elif not _server._process_event_and_continue(state, event):
-                return
-            # A call must not outlive its event through this frame while poll() blocks.
-            event = tag = None
+            with dispatcher.turn:
+                dispatcher.begin()
+                while serving:
+                    if event.completion_type != timeout:
+                        serving = self._handle(event)
+                    elif not dispatcher.work():
+                        break
+                    # A call must not outlive its event through this frame.
+                    event = None
+                    dispatcher.take_answers()
+                    event = poll(0)
+                dispatcher.end()
+                event = None
 
-    def _arrived(self, hot: _HotMethod, event: Any, now_ns: int) -> None:
+    def _handle(self, event: Any) -> bool:
+        """One event. False when the server has stopped."""
+        tag = event.tag
+        kind = type(tag)
+        if kind is UnaryFlight:  # its message
+            message = event.batch_operations[0].message()
+            if message is None:
+                self._no_message(tag)
+            else:
+                tag.message = message
+                self._dispatcher.submit(tag)
+        elif kind is _HotMethod:
+            if event.success:
+                self._arrived(tag, event)
+        elif tag is None:
+            pass  # a final batch is done
+        elif kind is _StreamEvent:
+            self._stream_event(tag, event)
+        elif kind is _UnaryClose:
+            if event.batch_operations[0].cancelled():
+                self._dispatcher.cancel(tag.flight)
+        else:
+            return bool(_server._process_event_and_continue(self._state, event))
+        return True
+
+    def _arrived(self, hot: _HotMethod, event: Any) -> None:
         self._request(hot)
+        now_ns = time.monotonic_ns()
+        if now_ns >= self._dispatcher.next_sweep_ns:
+            self._dispatcher.work()
         request_id = request_id_of(event.invocation_metadata, self._ids)
         deadline_ns = monotonic_deadline_ns(event.call_details.deadline, now_ns)
         if hot.streaming:
@@ -297,8 +313,7 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
     def _open_stream(self, hot: _HotMethod, call: Any, request_id: str, deadline_ns: int) -> None:
         transport = _StreamCall(call, request_id)
         stream = Stream(self._dispatcher, transport, hot.method, request_id, deadline_ns, self._stream_window)
-        with self._streams_lock:
-            self._streams.add(transport)
+        self._streams.add(transport)
         transport.open(stream)
 
     def _stream_event(self, tag: _StreamEvent, event: Any) -> None:
@@ -308,6 +323,5 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
         elif tag.kind == _SENT:
             stream.on_sent()
         else:
-            with self._streams_lock:
-                self._streams.discard(tag.call)
+            self._streams.discard(tag.call)
             stream.on_closed(event.batch_operations[0].cancelled())

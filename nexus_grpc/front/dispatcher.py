@@ -1,8 +1,11 @@
 """The heart of a front: routes a request to a worker, matches answers to requests, and misses none.
 
-Threads. Any thread may submit(). Everything else happens on the egress thread, which runs run(): it takes answers from
-the rings, runs commands from other threads, sweeps deadlines, and finishes every flight, so that the statistics page
-has one writer and a flight one finisher. `flights.pop` decides races: who pops a flight answers it.
+The turn. All that changes the dispatcher's state happens under one lock, `turn`, and is written as if there were one
+thread. Two threads share it: the transport's, which takes the turn when calls arrive and keeps it while there is
+anything to do (requests in, answers out, chores), and the egress thread (run), which sleeps on the doorbell and takes
+the turn for answers that come while no call does. Under load the transport's thread does everything and the egress
+thread sleeps: two threads handing the interpreter to each other cost more than the work itself (docs/decisions/0001).
+Other threads leave a command.
 """
 
 import collections
@@ -15,44 +18,36 @@ from collections.abc import Callable
 from nexus_grpc.front.flight import Flight, fail_with
 from nexus_grpc.front.link import WorkerLink
 from nexus_grpc.front.routes import Route, RouteTable
-from nexus_grpc.ipc.errors import (
-    Code,
-    DeadlinePassed,
-    InferenceFailed,
-    ModelUnavailable,
-    NexusError,
-    Overloaded,
-)
+from nexus_grpc.ipc.errors import Code, DeadlinePassed, InferenceFailed, ModelUnavailable, NexusError, Overloaded
 from nexus_grpc.ipc.oversize import HandOverError
 from nexus_grpc.ipc.record import OVERSIZE
-from nexus_grpc.ipc.ring import RingCorrupted, Sleeper, ring_by_hand
+from nexus_grpc.ipc.ring import RingConsumer, RingCorrupted, Sleeper, ring_by_hand
 from nexus_grpc.ipc.stats import FrontStats, FrontWord
 
-# Answers taken from one ring before the next ring's turn.
+# Answers taken from one ring before anything else gets its turn.
 POLL_MAX = 256
 # Asleep at most this long: bounds a lost wake-up.
 SLEEP_MAX_MS = 100.0
 # How often flights are looked at for passed deadlines and vanished clients, while there are any.
 SWEEP_NS = 5_000_000
 # A request this old is worth watching for its client's going away; younger ones are mostly answered by now.
-WATCH_AFTER_NS = 5_000_000
+WATCH_AFTER_NS = 100_000_000
 # A request that was being executed by this many workers when they died is to blame for it.
 STRIKES_MAX = 2
-# A sending thread that chose a link just before it was retired is done with it long before this.
-RETIRED_FOR_NS = 2_000_000_000
 _malloc_trim = ctypes.CDLL(None).malloc_trim
 
 Finished = Callable[[Flight, int, int], None]
 
 
 class Dispatcher:
-    """Built once; run() is the egress thread.
+    """Built once; run() is the egress thread. Methods need the turn unless they say otherwise.
 
     Args:
         bell: this front's doorbell.
         finished: called with (flight, code, total_ns) after each answer, for logging.
         in_flight_bytes_max: bytes of oversize messages in flight at once.
-        respawn_wait_ns: how long a request without a deadline waits for a worker to come back.
+        waiting_max: requests that may wait for a worker to come back.
+        respawn_wait_ns: how long such a request waits if it has no deadline.
     """
 
     def __init__(
@@ -64,27 +59,76 @@ class Dispatcher:
         waiting_max: int,
         respawn_wait_ns: int,
     ) -> None:
+        self.turn = threading.Lock()
         self.routes = RouteTable()
+        # When the next sweep is due (CLOCK_MONOTONIC).
+        self.next_sweep_ns = 0
+        self.commands: collections.deque[Callable[[], None]] = collections.deque()
         self._bell = bell
         self._sleeper = Sleeper(bell)
         self._stats = stats
         self._finished = finished
         self._links: tuple[WorkerLink, ...] = ()
-        # Links of dead workers, with the time when no thread can be using them any more.
-        self._retired: collections.deque[tuple[int, WorkerLink]] = collections.deque()
-        self._commands: collections.deque[Callable[[], None]] = collections.deque()
+        self._rings: tuple[RingConsumer, ...] = ()
         # Flights without a live worker, oldest first, until one comes back.
         self._waiting: collections.deque[Flight] = collections.deque()
         self._waiting_max = waiting_max
         self._respawn_wait_ns = respawn_wait_ns
-        self._oversize_lock = threading.Lock()
         self._oversize_bytes = 0
         self._oversize_bytes_max = in_flight_bytes_max
         self._oversize_ended = False
-        self._next_sweep_ns = 0
         self._running = True
 
-    # --- any thread ---
+    # --- any thread, without the turn ---
+
+    def command(self, command: Callable[[], None]) -> None:
+        """Have whoever holds the turn do something, soon."""
+        self.commands.append(command)
+        ring_by_hand(self._bell)
+
+    def stop(self) -> None:
+        self.command(self._stop)
+
+    def run(self) -> None:
+        """The egress thread: sleep until rung, then take the turn."""
+        while self._running:
+            self._sleeper.sleep(SWEEP_NS / 1e6 if self._is_busy() else SLEEP_MAX_MS)
+            with self.turn:
+                self.begin()
+                while self.work():
+                    pass
+                self.end()
+
+    # --- a turn: begin, work until there is none, end ---
+
+    def begin(self) -> None:
+        """From here on producers need not ring."""
+        self._sleeper.unpark(self._rings)
+
+    def end(self) -> None:
+        """Before the turn is given up: have the producers ring again, and miss nothing that came before they knew."""
+        while not self._sleeper.park(self._rings):
+            self.take_answers()
+
+    def work(self) -> int:
+        """Everything but arrivals, once: commands, answers, sweep. Returns how much there was."""
+        done = 0
+        while self.commands:
+            self.commands.popleft()()
+            done += 1
+        done += self.take_answers()
+        now_ns = time.monotonic_ns()
+        if now_ns >= self.next_sweep_ns:
+            self.sweep(now_ns)
+        return done
+
+    def _is_busy(self) -> bool:
+        return bool(self._waiting) or any([link.flights for link in self._links])
+
+    def _stop(self) -> None:
+        self._running = False
+
+    # --- requests ---
 
     def submit(self, flight: Flight) -> None:
         """Route a flight and put it into a worker's ring; refuse it at once when that cannot be."""
@@ -94,76 +138,62 @@ class Dispatcher:
             flight.slot = route.slot
             link = route.pick()
             if link is None:
-                self.command(lambda: self._wait_for_worker(flight))
-            elif link.is_oversize(len(flight.message)):
-                self._send_oversize(link, flight)
-            elif not link.send_nowait(flight):
-                self._not_sent(link, flight, _overloaded(route))
+                self._wait_for_worker(flight)
+                return
+            if link.is_oversize(len(flight.message)):
+                self._count_oversize(flight)
+            if not link.send_nowait(flight):
+                raise _overloaded(route)
         except NexusError as error:
             self.refuse(flight, error)
 
     def refuse(self, flight: Flight, error: NexusError) -> None:
-        """Answer a flight that is in no link with an error, soon."""
-        self.command(lambda: self._refuse(flight, error))
-
-    def command(self, command: Callable[[], None]) -> None:
-        """Have the egress thread do something, soon."""
-        self._commands.append(command)
-        ring_by_hand(self._bell)
+        """Answer a flight with an error."""
+        if error.code == Code.RESOURCE_EXHAUSTED:
+            self._stats.count(FrontWord.RING_FULL)
+        fail_with(flight, error)
+        self._account(flight, int(error.code))
 
     def cancel(self, flight: Flight) -> None:
-        """The client went away (any thread)."""
-        self.command(lambda: self._cancel(flight))
+        """The client went away."""
+        link = flight.link
+        if isinstance(link, WorkerLink) and link.flights.pop(flight.sequence, None) is flight:
+            link.mark_cancelled(flight.sequence)
+        elif flight in self._waiting:
+            self._waiting.remove(flight)
+        else:
+            return
+        self._stats.count(FrontWord.CANCELLED)
+        self._account(flight, int(Code.CANCELLED))
 
     def in_flight(self) -> int:
-        return sum(len(link.flights) for link in self._links) + len(self._waiting)
+        return sum([len(link.flights) for link in self._links]) + len(self._waiting)
 
-    def _not_sent(self, link: WorkerLink, flight: Flight, refusal: Overloaded) -> None:
-        """A link is full, or its worker died while we were choosing it: only the first is an error."""
-        if not link.retired:
-            raise refusal
-        self.command(lambda: self._wait_for_worker(flight))
-
-    def _send_oversize(self, link: WorkerLink, flight: Flight) -> None:
+    def _count_oversize(self, flight: Flight) -> None:
+        """Raises Overloaded when large messages already take all the memory that they may."""
         size = len(flight.message)
-        with self._oversize_lock:
-            if self._oversize_bytes and self._oversize_bytes + size > self._oversize_bytes_max:
-                raise Overloaded(f"{self._oversize_bytes} bytes of large messages are in flight; try again later")
-            self._oversize_bytes += size
-            flight.oversize_bytes = size
-        if not link.send_nowait(flight):
-            self._not_sent(link, flight, Overloaded("there is no room for another large message; try again later"))
+        if self._oversize_bytes and self._oversize_bytes + size > self._oversize_bytes_max:
+            raise Overloaded(f"{self._oversize_bytes} bytes of large messages are in flight; try again later")
+        self._oversize_bytes += size
+        flight.oversize_bytes = size
 
-    # --- the egress thread ---
+    # --- answers ---
 
-    def run(self) -> None:
-        while self._running:
-            while self._commands:
-                self._commands.popleft()()
-            taken = 0
-            for link in self._links:
-                taken += self._take_answers(link)
-            now_ns = time.monotonic_ns()
-            if now_ns >= self._next_sweep_ns:
-                self._sweep(now_ns)
-            if not taken and not self._commands:
-                busy = self._waiting or any(link.flights for link in self._links)
-                timeout_ms = SWEEP_NS / 1e6 if busy else SLEEP_MAX_MS
-                self._sleeper.wait([link.responses for link in self._links], timeout_ms)
+    def take_answers(self) -> int:
+        """Answer what the workers have published; return how many."""
+        taken = 0
+        for link in self._links:
+            if link.responses.has_records():
+                taken += self._take_from(link)
+        return taken
 
-    def stop(self) -> None:
-        self.command(self._stop)
-
-    def _stop(self) -> None:
-        self._running = False
-
-    def _take_answers(self, link: WorkerLink) -> int:
+    def _take_from(self, link: WorkerLink) -> int:
         try:
             records = link.responses.poll_nowait(POLL_MAX)
         except RingCorrupted:
-            # The worker is broken. The supervisor notices its silence; until then nothing more is read from it.
+            # The worker is broken: nothing more is read from it. Its watchdog or its death ends it.
             self._drop_link(link)
-            return 0
+            return 1
         flights = link.flights
         for (_, code, flags, message_length, sequence), payload in records:
             flight = flights.pop(sequence, None)
@@ -185,7 +215,7 @@ class Dispatcher:
             try:
                 mapping = link.take_oversize(flight.sequence)
             except HandOverError as error:
-                self._refuse(flight, InferenceFailed(str(error)))
+                self.refuse(flight, InferenceFailed(str(error)))
                 return
             payload = mapping[:]
             mapping.close()
@@ -208,37 +238,20 @@ class Dispatcher:
                 pass  # nothing came, nothing to give back
 
     def _account(self, flight: Flight, code: int) -> None:
+        """Every flight ends here, once."""
         total_ns = time.monotonic_ns() - flight.arrived_ns
         self._stats.completed(flight.slot, flight.method, code, total_ns)
         if flight.oversize_bytes:
-            with self._oversize_lock:
-                self._oversize_bytes -= flight.oversize_bytes
+            self._oversize_bytes -= flight.oversize_bytes
             self._oversize_ended = True
         self._finished(flight, code, total_ns)
         flight.message = b""
 
-    def _refuse(self, flight: Flight, error: NexusError) -> None:
-        if error.code == Code.RESOURCE_EXHAUSTED:
-            self._stats.count(FrontWord.RING_FULL)
-        fail_with(flight, error)
-        self._account(flight, int(error.code))
-
-    def _cancel(self, flight: Flight) -> None:
-        link = flight.link
-        if isinstance(link, WorkerLink) and link.flights.pop(flight.sequence, None) is flight:
-            link.mark_cancelled(flight.sequence)
-        elif flight in self._waiting:
-            self._waiting.remove(flight)
-        else:
-            return
-        self._stats.count(FrontWord.CANCELLED)
-        self._account(flight, int(Code.CANCELLED))
-
     # --- sweeping ---
 
-    def _sweep(self, now_ns: int) -> None:
+    def sweep(self, now_ns: int) -> None:
         """Answer what is past its deadline, watch what has become old."""
-        self._next_sweep_ns = now_ns + SWEEP_NS
+        self.next_sweep_ns = now_ns + SWEEP_NS
         old_ns = now_ns - WATCH_AFTER_NS
         for link in self._links:
             for flight in list(link.flights.values()) if link.flights else ():
@@ -247,30 +260,28 @@ class Dispatcher:
                 elif not flight.watched and flight.arrived_ns <= old_ns:
                     flight.watched = True
                     flight.watch()
-        self._sweep_waiting(now_ns)
+        if self._waiting:
+            self._sweep_waiting(now_ns)
         self._stats.gauge(FrontWord.IN_FLIGHT, self.in_flight())
-        while self._retired and self._retired[0][0] <= now_ns:
-            self._retired.popleft()[1].close()
         if self._oversize_ended:
             self._oversize_ended = False
             _malloc_trim(0)
 
     def _expire(self, link: WorkerLink, flight: Flight) -> None:
-        if link.flights.pop(flight.sequence, None) is not flight:
-            return
+        del link.flights[flight.sequence]
         link.mark_cancelled(flight.sequence)
         self._stats.count(FrontWord.DEADLINE_PASSED)
-        self._refuse(flight, DeadlinePassed("the deadline passed before the model answered"))
+        self.refuse(flight, DeadlinePassed("the deadline passed before the model answered"))
 
     def _sweep_waiting(self, now_ns: int) -> None:
         for flight in list(self._waiting):
             if flight.deadline_ns and flight.deadline_ns <= now_ns:
                 self._waiting.remove(flight)
                 self._stats.count(FrontWord.DEADLINE_PASSED)
-                self._refuse(flight, DeadlinePassed("the deadline passed while no worker was there for the model"))
+                self.refuse(flight, DeadlinePassed("the deadline passed while no worker was there for the model"))
             elif not flight.deadline_ns and flight.arrived_ns + self._respawn_wait_ns <= now_ns:
                 self._waiting.remove(flight)
-                self._refuse(flight, ModelUnavailable("no worker came back for the model; try again later"))
+                self.refuse(flight, ModelUnavailable("no worker came back for the model; try again later"))
             elif not flight.watched:
                 flight.watched = True
                 flight.watch()
@@ -279,8 +290,7 @@ class Dispatcher:
 
     def attach(self, link: WorkerLink) -> None:
         """A worker is ready: route to it, and send it what has waited."""
-        self._links = (*self._links, link)
-        self.relink()
+        self._set_links((*self._links, link))
         waiting, self._waiting = self._waiting, collections.deque()
         for flight in waiting:
             self._dispatch_again(flight)
@@ -288,43 +298,44 @@ class Dispatcher:
     def relink(self) -> None:
         """Give every route the live links of its workers (after a new table or a new link)."""
         for route in self.routes.routes.values():
-            route.links = tuple(link for link in self._links if link.worker in route.workers)
+            route.links = tuple([link for link in self._links if link.worker in route.workers])
+
+    def _set_links(self, links: tuple[WorkerLink, ...]) -> None:
+        self._links = links
+        self._rings = tuple([link.responses for link in links])
+        self.relink()
 
     def worker_down(self, worker: int, generation: int) -> None:
         """A worker died: take the answers it still published, then send its other requests elsewhere."""
         for link in self._links:
             if link.worker == worker and link.generation == generation:
-                while self._take_answers(link):
+                while link in self._links and self._take_from(link):
                     pass
                 self._drop_link(link)
 
     def _drop_link(self, link: WorkerLink) -> None:
         if link not in self._links:
             return
-        self._links = tuple(other for other in self._links if other is not link)
-        self.relink()
+        self._set_links(tuple([other for other in self._links if other is not link]))
         executing = link.executing()
-        for flight in link.retire():
+        flights = list(link.flights.values())
+        link.flights.clear()
+        link.close()
+        for flight in flights:
             if flight.sequence in executing:
                 flight.strikes += 1
             self._redispatch(flight)
-        self._retired.append((time.monotonic_ns() + RETIRED_FOR_NS, link))
 
     def _redispatch(self, flight: Flight) -> None:
         """Predictions are pure: run it again, unless it is what kills the workers (docs/decisions/0003)."""
-        if flight.strikes >= STRIKES_MAX:
-            self._stats.count(FrontWord.POISONED)
-            name = flight.route.name if isinstance(flight.route, Route) else ""
-            self._refuse(
-                flight,
-                InferenceFailed(
-                    f"the request was being executed by {STRIKES_MAX} workers of model '{name}' when they died",
-                    reason="WORKER_CRASHED",
-                ),
-            )
+        if flight.strikes < STRIKES_MAX:
+            self._stats.count(FrontWord.REDISPATCHED)
+            self._dispatch_again(flight)
             return
-        self._stats.count(FrontWord.REDISPATCHED)
-        self._dispatch_again(flight)
+        self._stats.count(FrontWord.POISONED)
+        name = flight.route.name if isinstance(flight.route, Route) else ""
+        message = f"the request was being executed by {STRIKES_MAX} workers of model '{name}' when they died"
+        self.refuse(flight, InferenceFailed(message, reason="WORKER_CRASHED"))
 
     def _dispatch_again(self, flight: Flight) -> None:
         route = self.routes.routes.get(flight.slot)
@@ -332,18 +343,16 @@ class Dispatcher:
         if link is None:
             self._wait_for_worker(flight)
         elif not link.send_nowait(flight):
-            self._refuse(flight, _overloaded(route))
+            self.refuse(flight, _overloaded(route))
 
     def _wait_for_worker(self, flight: Flight) -> None:
         """Keep a flight until a worker for it is attached."""
         flight.link = None
         route = self.routes.routes.get(flight.slot)
         if route is None:
-            self._refuse(flight, ModelUnavailable("the model was unloaded; try again"))
-        elif route.links:  # attached in the meantime
-            self._dispatch_again(flight)
+            self.refuse(flight, ModelUnavailable("the model was unloaded; try again"))
         elif len(self._waiting) >= self._waiting_max:
-            self._refuse(flight, _overloaded(route))
+            self.refuse(flight, _overloaded(route))
         else:
             self._waiting.append(flight)
 

@@ -3,12 +3,11 @@
 import mmap
 import os
 import socket
-import threading
 
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.ipc.oversize import hand_over_nowait, take_over
-from nexus_grpc.ipc.record import ISOLATED, OVERSIZE, REQUEST_HEADER, REQUEST_HEADER_BYTES, RESPONSE_HEADER
-from nexus_grpc.ipc.ring import RingConsumer, RingProducer
+from nexus_grpc.ipc.record import ALIGNMENT, ISOLATED, OVERSIZE, REQUEST_HEADER, REQUEST_HEADER_BYTES, RESPONSE_HEADER
+from nexus_grpc.ipc.ring import RingConsumer, RingProducer, fence
 from nexus_grpc.ipc.segment import (
     CANCELLED_WORD,
     EXECUTING_COUNT_WORD,
@@ -25,10 +24,7 @@ from nexus_grpc.ipc.segment import (
 
 
 class WorkerLink:
-    """Any thread may send; only the egress thread takes answers.
-
-    `lock` makes the sending threads one producer, and its release is the fence between publish and wake (ring.py).
-    """
+    """Used by whoever holds the dispatcher's turn, so that the rings have one producer and one consumer."""
 
     def __init__(
         self, worker: int, generation: int, segment_fd: int, bell: int, side_fd: int, in_flight_max: int
@@ -37,12 +33,10 @@ class WorkerLink:
         os.close(segment_fd)
         self.worker = worker
         self.generation = generation
-        self.retired = False
         self.flights: dict[int, Flight] = {}
         self._bell = bell
         self._side = socket.socket(fileno=side_fd)
         self._words = segment.words
-        self._lock = threading.Lock()
         self._sequence = 0
         self._in_flight_max = in_flight_max
         self._requests = RingProducer(
@@ -62,79 +56,56 @@ class WorkerLink:
             parked=RESPONSE_PARKED_WORD,
         )
 
-    def retire(self) -> list[Flight]:
-        """Take no more requests; return those that are unanswered. close() must wait until no thread can be sending."""
-        with self._lock:
-            self.retired = True
-            flights = list(self.flights.values())
-            self.flights.clear()
-        return flights
-
     def close(self) -> None:
         self._side.close()
         os.close(self._bell)
 
     def send_nowait(self, flight: Flight) -> bool:
         """Put a flight's record into the ring. False when the worker has all it may have; nothing is changed then."""
+        if len(self.flights) >= self._in_flight_max:
+            return False
         message = flight.message
         request_id = flight.request_id.encode()
-        ring = self._requests
-        with self._lock:
-            if self.retired or len(self.flights) >= self._in_flight_max:
-                return False
-            sequence = self._sequence + 1
-            length = len(request_id) + len(message)
-            flags = ISOLATED if flight.strikes else 0
-            if REQUEST_HEADER_BYTES + length > ring.inline_max:
-                return self._send_oversize(flight, request_id, sequence, flags)
-            position = ring.claim_nowait(REQUEST_HEADER_BYTES + length)
-            if position < 0:
-                return False
-            self._write_header(position, length, flight, len(request_id), sequence, flags)
-            start = position + REQUEST_HEADER_BYTES
-            ring.payload[start : start + length] = request_id + message
-            self._publish(flight, sequence)
-        ring.wake()
-        return True
+        length = len(request_id) + len(message)
+        if REQUEST_HEADER_BYTES + length > self._requests.inline_max:
+            return self._send_oversize(flight, request_id)
+        return self._put(flight, request_id, request_id + message, 0)
 
-    def _send_oversize(self, flight: Flight, request_id: bytes, sequence: int, flags: int) -> bool:
+    def _send_oversize(self, flight: Flight, request_id: bytes) -> bool:
+        if self._requests.free_bytes() < REQUEST_HEADER_BYTES + len(request_id) + ALIGNMENT:
+            return False
+        if not hand_over_nowait(self._side, self._sequence + 1, (flight.message,)):
+            return False
+        return self._put(flight, request_id, request_id, OVERSIZE)
+
+    def _put(self, flight: Flight, request_id: bytes, content: bytes, flags: int) -> bool:
         ring = self._requests
-        length = len(request_id)
-        if ring.free_bytes() < 2 * (REQUEST_HEADER_BYTES + length):
-            return False
-        if not hand_over_nowait(self._side, sequence, (flight.message,)):
-            return False
+        length = len(content)
         position = ring.claim_nowait(REQUEST_HEADER_BYTES + length)
-        assert position >= 0, "room was checked under the lock"
-        self._write_header(position, length, flight, length, sequence, flags | OVERSIZE)
-        start = position + REQUEST_HEADER_BYTES
-        ring.payload[start : start + length] = request_id
-        self._publish(flight, sequence)
-        ring.wake()
-        return True
-
-    def _write_header(self, position: int, length: int, flight: Flight, id_length: int, sequence: int, flags: int) -> None:
+        if position < 0:
+            return False
+        self._sequence = flight.sequence = sequence = self._sequence + 1
         REQUEST_HEADER.pack_into(
-            self._requests.payload,
+            ring.payload,
             position,
             length,
             flight.method,
-            flags,
-            id_length,
+            flags | ISOLATED if flight.strikes else flags,
+            len(request_id),
             sequence,
             flight.deadline_ns,
             flight.arrived_ns,
             flight.slot,
             0,
         )
-
-    def _publish(self, flight: Flight, sequence: int) -> None:
-        """The flight must be known before its answer can come."""
-        self._sequence = sequence
-        flight.sequence = sequence
+        start = position + REQUEST_HEADER_BYTES
+        ring.payload[start : start + length] = content
         flight.link = self
         self.flights[sequence] = flight
-        self._requests.publish()
+        ring.publish()
+        fence()
+        ring.wake()
+        return True
 
     def is_oversize(self, message_bytes: int) -> bool:
         """Whether a message of this size travels by memfd."""

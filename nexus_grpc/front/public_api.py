@@ -74,12 +74,13 @@ class HotHandlers(grpc.GenericRpcHandler):
 
     def _answered(self, flight: PublicFlight, context: grpc.ServicerContext) -> PublicFlight:
         context.add_callback(lambda: None if flight.done.is_set() else self._abandon(flight))
-        self._dispatcher.submit(flight)
+        with self._dispatcher.turn:
+            self._dispatcher.submit(flight)
         flight.done.wait()
         return flight
 
     def _abandon(self, flight: PublicFlight) -> None:
-        self._dispatcher.cancel(flight)
+        self._dispatcher.command(lambda: self._dispatcher.cancel(flight))
         flight.done.set()
 
     def _unary(self, method: int) -> Callable[[bytes, grpc.ServicerContext], bytes]:

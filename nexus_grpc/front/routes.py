@@ -134,9 +134,9 @@ def read_name_and_version(message: bytes) -> tuple[bytes, bytes]:
         elif wire_type in (1, 5):
             offset += 8 if wire_type == 1 else 4
         else:
-            raise _NOT_A_MESSAGE
+            raise InvalidInput(_NOT_A_MESSAGE)
         if offset > length:
-            raise _NOT_A_MESSAGE
+            raise InvalidInput(_NOT_A_MESSAGE)
     return found[1], found[2]
 
 
@@ -149,7 +149,7 @@ def _varint(message: bytes, offset: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, offset
         shift += 7
-    raise _NOT_A_MESSAGE
+    raise InvalidInput(_NOT_A_MESSAGE)
 
 
-_NOT_A_MESSAGE = InvalidInput("the request is not a valid protobuf message")
+_NOT_A_MESSAGE = "the request is not a valid protobuf message"

@@ -3,11 +3,11 @@
     open ──(client half-closes / drain)──▶ closing ──(last answer sent)──▶ finished
       └──────────────(client goes away)──▶ finished
 
-This file owns that state machine; what moves bytes is the transport's business (StreamTransport).
+This file owns that state machine; what moves bytes is the transport's business (StreamTransport). Everything happens
+under the dispatcher's turn.
 """
 
 import collections
-import threading
 from collections.abc import Callable
 from typing import Protocol
 
@@ -71,7 +71,6 @@ class Stream:
         self._dispatcher = dispatcher
         self._transport = transport
         self._window = window
-        self._lock = threading.Lock()
         self._pending: collections.deque[StreamFlight] = collections.deque()
         self._receiving = True
         self._sending = False
@@ -81,49 +80,20 @@ class Stream:
 
     def on_message(self, message: bytes | None, now_ns: int) -> None:
         """A message came, or None when the client has half-closed."""
-        with self._lock:
-            if message is None or self._closing:
-                self._receiving = False
-                self._closing = True
-                self._finish_if_done()
-                return
-            flight = StreamFlight(self, message, now_ns)
-            self._pending.append(flight)
-            self._receiving = len(self._pending) < self._window
-            if self._receiving:
-                self._transport.receive()
+        if message is None or self._closing:
+            self._receiving = False
+            self._closing = True
+            self._finish_if_done()
+            return
+        flight = StreamFlight(self, message, now_ns)
+        self._pending.append(flight)
+        self._receiving = len(self._pending) < self._window
+        if self._receiving:
+            self._transport.receive()
         self._dispatcher.submit(flight)
 
     def advance(self) -> None:
         """Send the next answer if its turn has come."""
-        with self._lock:
-            self._send_next()
-
-    def on_sent(self) -> None:
-        with self._lock:
-            self._sending = False
-            self._send_next()
-            self._finish_if_done()
-
-    def on_closed(self, cancelled: bool) -> None:
-        """The call is over; when cancelled, nobody waits for what is still in flight."""
-        with self._lock:
-            self._finished = True
-            abandoned = list(self._pending) if cancelled else []
-            self._pending.clear()
-        for flight in abandoned:
-            if flight.answer is None:
-                self._dispatcher.cancel(flight)
-
-    def drain(self) -> None:
-        """Take no more requests, answer those that are here, then end with UNAVAILABLE."""
-        with self._lock:
-            if not self._closing:
-                self._closing = True
-                self._final = (int(Code.UNAVAILABLE), "the server is shutting down")
-            self._finish_if_done()
-
-    def _send_next(self) -> None:
         if self._sending or self._finished or not self._pending:
             return
         answer = self._pending[0].answer
@@ -135,6 +105,27 @@ class Stream:
         if not self._receiving and not self._closing and len(self._pending) < self._window:
             self._receiving = True
             self._transport.receive()
+
+    def on_sent(self) -> None:
+        self._sending = False
+        self.advance()
+        self._finish_if_done()
+
+    def on_closed(self, cancelled: bool) -> None:
+        """The call is over; when cancelled, nobody waits for what is still in flight."""
+        self._finished = True
+        abandoned = list(self._pending) if cancelled else []
+        self._pending.clear()
+        for flight in abandoned:
+            if flight.answer is None:
+                self._dispatcher.cancel(flight)
+
+    def drain(self) -> None:
+        """Take no more requests, answer those that are here, then end with UNAVAILABLE."""
+        if not self._closing:
+            self._closing = True
+            self._final = (int(Code.UNAVAILABLE), "the server is shutting down")
+        self._finish_if_done()
 
     def _finish_if_done(self) -> None:
         if self._closing and not self._pending and not self._sending and not self._finished:

@@ -34,12 +34,18 @@ class FrameReader:
         self._descriptors: collections.deque[int] = collections.deque()
 
     def feed(self, received: bytes, descriptors: list[int]) -> list[tuple[Message, list[int]]]:
-        """Raises ChannelClosed on a frame that cannot be."""
+        """Raises ChannelClosed on a frame that cannot be; every descriptor that is here is closed then."""
         self._bytes += received
         self._descriptors.extend(descriptors)
-        messages = []
-        while (message := self._next()) is not None:
-            messages.append(message)
+        messages: list[tuple[Message, list[int]]] = []
+        try:
+            while (message := self._next()) is not None:
+                messages.append(message)
+        except ChannelClosed:
+            for _, unused in messages:
+                self._descriptors.extend(unused)
+            self.close()
+            raise
         return messages
 
     def _next(self) -> tuple[Message, list[int]] | None:
@@ -51,7 +57,7 @@ class FrameReader:
         end = _FRAME.size + length
         if len(self._bytes) < end or len(self._descriptors) < count:
             return None
-        message = json.loads(self._bytes[_FRAME.size : end])
+        message = _decode(bytes(self._bytes[_FRAME.size : end]))
         del self._bytes[:end]
         return message, [self._descriptors.popleft() for _ in range(count)]
 
@@ -59,6 +65,16 @@ class FrameReader:
         """Close descriptors that arrived for a message that never did."""
         while self._descriptors:
             os.close(self._descriptors.popleft())
+
+
+def _decode(text: bytes) -> Message:
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ChannelClosed(f"a control frame that is not JSON: {error}") from None
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise ChannelClosed("a control frame without a type")
+    return message
 
 
 def encode_frame(message: Message, descriptor_count: int) -> bytes:
@@ -69,7 +85,7 @@ def encode_frame(message: Message, descriptor_count: int) -> bytes:
 def receive_some(channel: socket.socket) -> tuple[bytes, list[int]]:
     """One recvmsg. Empty bytes mean the other side closed. Raises BlockingIOError on a non-blocking socket."""
     room = array.array("i")
-    received, ancillary, _, _ = channel.recvmsg(65536, socket.CMSG_SPACE(FDS_MAX * room.itemsize))
+    received, ancillary, _, _ = channel.recvmsg(65536, socket.CMSG_SPACE(FDS_MAX * room.itemsize), socket.MSG_CMSG_CLOEXEC)
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             room.frombytes(content[: len(content) - len(content) % room.itemsize])

@@ -42,6 +42,10 @@ class Code(enum.IntEnum):
 CODE_COUNT = len(Code)
 # google.rpc.ErrorInfo.domain of every error this server makes.
 ERROR_DOMAIN = "nexus-grpc"
+# A message goes into the trailers three times (grpc-message, Status, BadRequest), and clients take 8 KiB of metadata by
+# default: what a client sent must not come back at any length.
+MESSAGE_MAX_CHARACTERS = 1000
+FIELD_MAX_CHARACTERS = 100
 
 
 class NexusError(Exception):
@@ -57,11 +61,15 @@ class NexusError(Exception):
     reason: str = "UNKNOWN"
 
     def __init__(self, message: str, *, reason: str = "", field: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.field = field
+        self.message = _cut(message, MESSAGE_MAX_CHARACTERS)
+        super().__init__(self.message)
+        self.field = _cut(field, FIELD_MAX_CHARACTERS)
         if reason:
             self.reason = reason
+
+
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"
 
 
 class InvalidInput(NexusError):

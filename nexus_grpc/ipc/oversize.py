@@ -52,21 +52,29 @@ def _write_all(descriptor: int, part: bytes) -> None:
 def take_over(side: socket.socket, sequence: int) -> mmap.mmap:
     """Receive the memfd announced for `sequence` and map it. Closing the mapping gives the memory back.
 
-    Raises HandOverError when it is not there or is another one.
+    Ones that nobody took over before it are dropped: their records were refused unread.
+
+    Raises HandOverError when it is not there or cannot be mapped.
     """
+    while True:
+        found, descriptor = _receive(side, sequence)
+        try:
+            if found == sequence:
+                return mmap.mmap(descriptor, os.fstat(descriptor).st_size, prot=mmap.PROT_READ)
+        except (ValueError, OSError) as error:
+            raise HandOverError(f"message {sequence} cannot be mapped: {error}") from None
+        finally:
+            os.close(descriptor)
+
+
+def _receive(side: socket.socket, sequence: int) -> tuple[int, int]:
+    """The next hand-over: (its sequence, its descriptor). Raises HandOverError."""
     try:
-        head, descriptors, _, _ = socket.recv_fds(side, _SEQUENCE.size, 1)
+        head, descriptors, _, _ = socket.recv_fds(side, _SEQUENCE.size, 1, socket.MSG_CMSG_CLOEXEC)
     except OSError as error:
         raise HandOverError(f"message {sequence} was announced and did not come: {error}") from None
     if len(head) != _SEQUENCE.size or len(descriptors) != 1:
         for descriptor in descriptors:
             os.close(descriptor)
         raise HandOverError(f"message {sequence} was announced and came without its memory")
-    try:
-        if _SEQUENCE.unpack(head)[0] != sequence:
-            raise HandOverError(f"message {sequence} was announced, {_SEQUENCE.unpack(head)[0]} came")
-        return mmap.mmap(descriptors[0], os.fstat(descriptors[0]).st_size, prot=mmap.PROT_READ)
-    except (ValueError, OSError) as error:
-        raise HandOverError(f"message {sequence} cannot be mapped: {error}") from None
-    finally:
-        os.close(descriptors[0])
+    return int(_SEQUENCE.unpack(head)[0]), descriptors[0]

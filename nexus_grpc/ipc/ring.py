@@ -18,6 +18,7 @@ import platform
 import select
 import struct
 import threading
+from collections.abc import Sequence
 
 from nexus_grpc.ipc.record import ALIGNMENT, REQUEST_HEADER, RESPONSE_HEADER, WRAP
 
@@ -180,7 +181,11 @@ class RingConsumer:
 
 
 class Sleeper:
-    """A consumer's bed: one eventfd doorbell for all its rings, and the parked handshake with their producers."""
+    """A consumer's bed: one eventfd doorbell for all its rings, and the parked handshake with their producers.
+
+    park() before sleeping, sleep() if it says so, unpark() when awake. Parking and sleeping may be done by different
+    threads: whoever empties the rings parks them, whoever sleeps is rung.
+    """
 
     def __init__(self, bell: int) -> None:
         self._bell = bell
@@ -188,24 +193,28 @@ class Sleeper:
         self._poll = select.poll()
         self._poll.register(bell, select.POLLIN)
 
-    def wait(self, rings: list[RingConsumer], timeout_ms: float) -> None:
-        """Sleep until a producer rings, someone rings the bell by hand, or `timeout_ms` passed."""
+    def park(self, rings: Sequence[RingConsumer]) -> bool:
+        """Tell the producers to ring from now on. False when a record slipped in before they could know."""
         self._ticket += 1
-        ticket = self._ticket
         for ring in rings:
-            ring.park(ticket)
+            ring.park(self._ticket)
         fence()
-        asleep = True
-        for ring in rings:
-            if ring.has_records():
-                asleep = False
-        if self._poll.poll(timeout_ms if asleep else 0):
-            try:
-                os.eventfd_read(self._bell)
-            except BlockingIOError:
-                pass  # another wait took the ring
+        return not any([ring.has_records() for ring in rings])
+
+    def unpark(self, rings: Sequence[RingConsumer]) -> None:
+        """Tell the producers that nobody needs to be woken."""
         for ring in rings:
             ring.park(0)
+
+    def sleep(self, timeout_ms: float) -> bool:
+        """Until a producer rings, someone rings the bell by hand (True), or `timeout_ms` passed (False)."""
+        if not self._poll.poll(timeout_ms):
+            return False
+        try:
+            os.eventfd_read(self._bell)
+        except BlockingIOError:
+            return False  # another sleep took the ring
+        return True
 
 
 def new_bell() -> int:

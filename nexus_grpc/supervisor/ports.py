@@ -1,4 +1,9 @@
-"""Claiming the server's ports before anything is started, so that a second start fails at once and disturbs nothing."""
+"""Claiming the gRPC port before anything is started, so that a second start fails at once and disturbs nothing.
+
+The fronts bind with SO_REUSEPORT, which would let a second server of the same user join in silence. So a server holds
+an abstract Unix socket named after its port (same network namespace, exclusive, gone with its holder), and looks
+whether anything else listens on the port.
+"""
 
 import errno
 import socket
@@ -9,21 +14,31 @@ class PortTaken(Exception):
 
 
 def claim_port(host: str, port: int, option: str) -> socket.socket:
-    """Bind a port exclusively, then open it to the fronts' SO_REUSEPORT sockets. Keep the socket: it holds the claim.
-
-    A plain bind fails when anyone holds the port, even with SO_REUSEPORT; set afterwards, the option lets our fronts
-    (same user) join, while another start's plain bind fails. The socket never listens, so it gets no connections.
+    """Make sure that the port is ours alone. The claim lasts as long as the returned socket.
 
     Raises PortTaken, or OSError for an address that cannot be bound at all.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    claim = socket.socket(family, socket.SOCK_STREAM)
+    taken = PortTaken(f"{host}:{port} is in use by another process; stop it or choose another {option}")
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        claim.bind((host, port))
+        claim.bind(f"\0nexus-grpc port {port}")
+        _listen_once(host, port)
     except OSError as error:
         claim.close()
         if error.errno == errno.EADDRINUSE:
-            raise PortTaken(f"{host}:{port} is in use by another process; stop it or choose another {option}") from None
+            raise taken from None
         raise
-    claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     return claim
+
+
+def _listen_once(host: str, port: int) -> None:
+    """Raises OSError (EADDRINUSE) when somebody listens there.
+
+    SO_REUSEADDR looks past connections of a server that has just ended (TIME_WAIT); listen() does not look past a
+    listener.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        probe.listen(0)

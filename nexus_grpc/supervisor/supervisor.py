@@ -210,6 +210,10 @@ class Supervisor:
 
     def _on_worker_exit(self, child: Child, code: int) -> None:
         worker = self._workers[child.index]
+        # Also while draining: what it was running goes to another worker, if there is one.
+        for front in self._fronts:
+            if front.child is not None:
+                front.child.send({"type": "detach", "worker": child.index, "generation": child.generation})
         if self._draining:
             worker.forced = child.killed
             worker.end()
@@ -218,10 +222,6 @@ class Supervisor:
         self._log.error("worker died", worker=child.index, died_of=exit_text(code), child_pid=child.pid)
         if worker.loading is not None:
             self._catalogue.crashed_while_loading(worker.loading)
-        for front in self._fronts:
-            if front.child is not None:
-                message = {"type": "detach", "worker": child.index, "generation": child.generation}
-                front.child.send(message)
         self._respawn(worker, code)
 
     def _respawn(self, slot: WorkerSlot | FrontSlot, code: int) -> None:

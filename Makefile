@@ -1,0 +1,65 @@
+# Nexus gRPC. `make serve` and `make test` set up what they need; `make help` lists everything.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROTOS := $(shell find proto -name '*.proto') proto/build.py
+# Extra options for the server, the tests or the benchmark: make serve ARGS="--workers 2"
+ARGS ?=
+
+.PHONY: help setup serve test check format bench tools models lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(VENV)/.runtime  ## make .venv with the server and its pinned dependencies
+
+serve: setup  ## serve models/ on 127.0.0.1:8001 (ARGS="--help" lists the options)
+	@exec $(BIN)/nexus serve $(ARGS)
+
+test: $(VENV)/.dev tools  ## run all tests (ARGS="tests/unit -k ring" for some)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev  ## lint, types, import rules, tidiness
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/unit/test_tidy.py
+
+format: $(VENV)/.dev  ## format the code and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## measure against a grpc.aio echo; writes loadtest/RESULTS.md
+	$(BIN)/python loadtest/bench.py $(ARGS)
+
+tools:  ## build grpcurl and ghz into .tools/bin (needs Go)
+	@if command -v go >/dev/null || [ "$$CI" = true ]; then sh tools/build.sh; \
+	else echo "go is not installed: tests that need grpcurl and ghz are skipped"; fi
+
+models: $(VENV)/.dev  ## rebuild the demo models
+	$(BIN)/python examples/build_models.py $(ARGS)
+
+lock: $(VENV)/.dev  ## resolve the dependencies anew into the lock files
+	$(BIN)/uv pip compile -q pyproject.toml --extra build --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header -o requirements.lock
+	$(BIN)/uv pip compile -q pyproject.toml --all-extras --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
+
+clean:  ## remove everything that was built
+	rm -rf $(VENV) .tools nexus_grpc/pb/inference nexus_grpc/pb/nexus *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.python requirements.lock pyproject.toml $(PROTOS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python proto/build.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@

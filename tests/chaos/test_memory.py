@@ -1,0 +1,63 @@
+"""Shared memory that is small, limited or missing: the server serves without it, or says at start what it needs."""
+
+import os
+import pathlib
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+from tests.chaos.census import assert_nothing_left, clean_server, shm_names
+from tests.chaos.ledger import Ledger, ask, channel_to, stub_of
+from tests.harness import CI, NEXUS, free_port, require_tool
+
+pytestmark = pytest.mark.timeout(60)
+MIB = 1 << 20
+
+
+def own_mounts() -> str:
+    """The path of unshare, if this user may use it."""
+    unshare = require_tool("unshare")
+    tried = subprocess.run([unshare, "-m", "true"], capture_output=True, timeout=10)
+    if tried.returncode:
+        reason = f"unshare -m is not permitted here: {tried.stderr.decode().strip()}"
+        if CI:
+            pytest.fail(f"{reason}; with CI=true that is a failure (run as root)")
+        pytest.skip(reason)
+    return unshare
+
+
+def test_a_tiny_dev_shm(tmp_path: pathlib.Path, repository: pathlib.Path) -> None:
+    """Rings and large messages are memfds, which /dev/shm's size does not bound."""
+    tiny = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
+    prefix = (own_mounts(), "-m", "sh", "-c", tiny, "sh")
+    with clean_server(tmp_path, repository, "--workers=2", prefix=prefix) as server:
+        mounts = pathlib.Path(f"/proc/{server.process.pid}/mounts").read_text()
+        assert "/dev/shm tmpfs rw,relatime,size=64k" in mounts
+        large = np.arange(20 * MIB // 8, dtype=np.int64).reshape(-1, 4)
+        with Ledger(server.address, clients=8) as ledger, channel_to(server.address) as channel:
+            ledger.wait_for(20)
+            for number in range(3):
+                assert ask(stub_of(channel), "counts_i64", number, counts=large + number).right
+            ledger.wait_for(20)
+        ledger.check()
+
+
+@pytest.mark.parametrize("limit_bytes", [16_384, 1_000_000, 6_000_000])
+def test_memory_that_cannot_be_reserved(tmp_path: pathlib.Path, repository: pathlib.Path, limit_bytes: int) -> None:
+    """The file-size limit stops the reservation, as a full machine would: no start, and the bytes needed are named."""
+    shm = shm_names()
+    ports = [f"--grpc-port={free_port()}", "--rest-port=0", f"--metrics-port={free_port()}"]
+    serve = [*NEXUS, "serve", f"--model-repository={repository}", *ports, "--workers=2"]
+    command = [require_tool("prlimit"), f"--fsize={limit_bytes}", *serve]
+    variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=tmp_path, env=variables)
+    assert ended.returncode == 1, ended.stderr
+    message = ended.stderr.strip().splitlines()[-1]
+    needed = re.search(r"cannot reserve (\d+) bytes", message)
+    assert needed is not None, ended.stderr
+    assert int(needed[1]) > limit_bytes
+    assert "Traceback" not in ended.stderr
+    assert_nothing_left(tmp_path)
+    assert shm_names() <= shm

@@ -1,0 +1,97 @@
+"""Models that only tests need, and the reference: onnxruntime in the test's own process."""
+
+import functools
+import pathlib
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from tests.harness import MODELS
+
+# Loop turns that take about a second (measured: 0.5 to 2 s on cloud cores). Tests that need precision measure it.
+SLOW_SECOND = 800_000
+
+
+def _save(folder: pathlib.Path, version: int, graph: onnx.GraphProto) -> None:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    path = folder / str(version) / "model.onnx"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(model.SerializeToString())
+
+
+def _floats(name: str, shape: list[int | str]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def identity(repository: pathlib.Path) -> None:
+    """`identity`: any FP32 matrix comes back."""
+    node = helper.make_node("Identity", ["x"], ["y"])
+    graph = helper.make_graph([node], "identity", [_floats("x", ["n", "w"])], [_floats("y", ["n", "w"])])
+    _save(repository / "identity", 1, graph)
+
+
+def scale(repository: pathlib.Path) -> None:
+    """`scale`: version 1 gives x × 1, version 2 gives x × 2; both are served."""
+    for version in (1, 2):
+        factor = helper.make_tensor("k", TensorProto.FLOAT, [1], [float(version)])
+        node = helper.make_node("Mul", ["x", "k"], ["y"])
+        graph = helper.make_graph([node], "scale", [_floats("x", ["n", 2])], [_floats("y", ["n", 2])], [factor])
+        _save(repository / "scale", version, graph)
+    (repository / "scale" / "config.pbtxt").write_text("version_policy { all {} }")
+
+
+def halves(repository: pathlib.Path) -> None:
+    """`halves`: FP32 in; FP32, FP16, and FP32 again out."""
+    nodes = [
+        helper.make_node("Identity", ["x"], ["before"]),
+        helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Neg", ["x"], ["after"]),
+    ]
+    half = helper.make_tensor_value_info("half", TensorProto.FLOAT16, ["n", 2])
+    outputs = [_floats("before", ["n", 2]), half, _floats("after", ["n", 2])]
+    _save(repository / "halves", 1, helper.make_graph(nodes, "halves", [_floats("x", ["n", 2])], outputs))
+
+
+def slow(repository: pathlib.Path) -> None:
+    """`slow`: counts to its scalar input `turns`, one by one."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["condition"], ["again"]),
+            helper.make_node("Add", ["sum", "one"], ["next"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("condition", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.INT64, []),
+        ],
+        [
+            helper.make_tensor_value_info("again", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.INT64, []),
+        ],
+        [helper.make_tensor("one", TensorProto.INT64, [], [1])],
+    )
+    constants = [helper.make_tensor("yes", TensorProto.BOOL, [], [1]), helper.make_tensor("zero", TensorProto.INT64, [], [0])]
+    node = helper.make_node("Loop", ["turns", "yes", "zero"], ["count"], body=body)
+    scalar = helper.make_tensor_value_info("turns", TensorProto.INT64, [])
+    graph = helper.make_graph([node], "slow", [scalar], [helper.make_tensor_value_info("count", TensorProto.INT64, [])], constants)
+    _save(repository / "slow", 1, graph)
+
+
+def add_test_models(repository: pathlib.Path) -> None:
+    for build in (identity, scale, halves, slow):
+        build(repository)
+
+
+@functools.cache
+def _session(name: str) -> ort.InferenceSession:
+    return ort.InferenceSession(str(MODELS / name / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
+
+
+def reference(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What onnxruntime itself answers, for a demo model."""
+    session = _session(name)
+    return dict(zip([node.name for node in session.get_outputs()], session.run(None, inputs), strict=True))

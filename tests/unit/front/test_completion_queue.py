@@ -1,0 +1,70 @@
+"""What the fast transport relies on of grpcio's inside: that it is there, and that its absence is noticed."""
+
+from typing import Any
+
+import grpc
+import pytest
+
+from nexus_grpc.front import completion_queue
+from nexus_grpc.front.completion_queue import contract_mismatches
+
+
+def test_the_installed_grpcio_is_as_expected() -> None:
+    assert contract_mismatches() == []
+
+
+class Lacking:
+    """A module or class with some of its names gone."""
+
+    def __init__(self, whole: Any, *missing: str) -> None:
+        self._whole = whole
+        self._missing = missing
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._missing:
+            raise AttributeError(name)
+        return getattr(self._whole, name)
+
+
+@pytest.mark.parametrize("name", sorted(completion_queue._NAMES))
+def test_a_missing_name_is_reported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion_queue, "cygrpc", Lacking(completion_queue.cygrpc, name))
+    assert contract_mismatches() == [f"grpc._cython.cygrpc has no {name}"]
+
+
+MEMBERS = [(name, member) for name, members in completion_queue._NAMES.items() for member in members]
+
+
+@pytest.mark.parametrize(("name", "member"), MEMBERS)
+def test_a_missing_member_is_reported(name: str, member: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = completion_queue.cygrpc
+    other = Lacking(whole)
+    other.__dict__[name] = Lacking(getattr(whole, name), member)
+    monkeypatch.setattr(completion_queue, "cygrpc", other)
+    assert contract_mismatches() == [f"cygrpc.{name} has no {member}"]
+
+
+@pytest.mark.parametrize("name", sorted(completion_queue._SERVER_FUNCTIONS))
+def test_a_missing_server_function_is_reported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(completion_queue._server, name)
+    [line] = contract_mismatches()
+    assert name in line
+
+
+def test_another_constructor_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(self: Any, surprise: int) -> None: ...
+
+    monkeypatch.setattr(completion_queue._server._Server, "__init__", other)
+    assert any("surprise" in line for line in contract_mismatches())
+
+
+@pytest.mark.parametrize("version", ["1.84.0", "1.86.0", "2.0.0", "1.86.0.dev0", "weird"])
+def test_a_version_outside_the_tried_range_is_reported(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc, "__version__", version)
+    [line] = contract_mismatches()
+    assert version in line
+
+
+def test_a_grpcio_without_these_modules_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion_queue, "_import_error", "no module named grpc._cython")
+    assert contract_mismatches() == ["grpcio's internals cannot be imported: no module named grpc._cython"]
