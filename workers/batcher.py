@@ -77,7 +77,8 @@ class Batcher:
     def enqueue(self, queue: ModelQueue, request: Request) -> None:
         if not queue.requests:
             self._turns.append(queue)
-        queue.append(request)
+        queue.requests.append(request)
+        queue.rows += request.rows
 
     def next_batch(self, now_ns: int) -> tuple[ModelQueue, list[Request]] | None:
         """The next batch that may start at `now_ns`, or None."""

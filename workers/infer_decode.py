@@ -17,6 +17,8 @@ from workers.tensors import BOOL, BYTES, Datatype, decode_bytes_tensor, decode_t
 # Request parameters that are honoured or safely ignored. Other `triton_…` ones ask for something we do not do.
 TIMING_PARAMETER = "nexus_timing"
 IGNORED_TRITON = "triton_enable_empty_final_response"
+# Typed contents that carry narrower datatypes too.
+_NARROWED = {"int_contents": np.dtype("<i4"), "uint_contents": np.dtype("<u4")}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -154,10 +156,12 @@ def _typed_piece(spec: TensorSpec, shape: Shape, contents: pb.InferTensorContent
 
 
 def _packed(datatype: Datatype, name: str, values: Any) -> bytes:
-    try:
-        return np.array(values, dtype=datatype.dtype).tobytes()
-    except (OverflowError, ValueError):
-        raise InvalidInput(f"input '{name}': a value does not fit {datatype.name}", field=name) from None
+    given = np.array(values, dtype=_NARROWED.get(datatype.contents, datatype.dtype))
+    # Not np.array(values, datatype.dtype): protobuf's containers hand numpy an array, and arrays wrap around silently.
+    packed = given.astype(datatype.dtype)
+    if given.dtype != packed.dtype and not np.array_equal(given, packed):
+        raise InvalidInput(f"input '{name}': a value does not fit {datatype.name}", field=name)
+    return packed.tobytes()
 
 
 def _wants_binary(request: pb.ModelInferRequest) -> bool:

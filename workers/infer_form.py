@@ -60,6 +60,22 @@ class InferForm:
             parts.append(raw)
         return b"".join(parts)
 
+    def encode_all(self, result: BatchResult, count: int) -> list[bytes] | None:
+        """A whole batch of `count` requests of this form at once; None when that cannot be."""
+        if not self.plain:
+            return None
+        rows = result.rows // count
+        key = (rows, result.row_shapes)
+        if key != self._key:
+            self._build_head(result, rows, key)
+        columns = []
+        for index, prefix in self._prefixes:
+            if not prefix:
+                return None
+            columns.append([prefix + part for part in result.raw_parts(index, count)])
+        head = self._head
+        return [head + b"".join(parts) for parts in zip(*columns, strict=True)]
+
     def _build_head(self, result: BatchResult, rows: int, key: Any) -> None:
         response = self._response(result)
         prefixes = []

@@ -1,5 +1,6 @@
 """A worker's side of one front: rings, side socket, executing table, and replies that found the ring full."""
 
+import array
 import collections
 import mmap
 import os
@@ -43,6 +44,7 @@ class FrontLink:
         self._bell = bell
         self._side = socket.socket(fileno=side_fd)
         self._words = segment.words
+        self._cancelled = segment.words[CANCELLED_WORD : CANCELLED_WORD + TABLE_ENTRIES]
         self.requests = RingConsumer(
             segment.words,
             segment.request,
@@ -80,14 +82,14 @@ class FrontLink:
         return take_over(self._side, sequence)
 
     def is_cancelled(self, sequence: int) -> bool:
-        return bool(self._words[CANCELLED_WORD + sequence % TABLE_ENTRIES] == sequence)
+        """Whether the front wants no answer to it any more."""
+        return self._cancelled[sequence % TABLE_ENTRIES] == sequence
 
     def mark_executing(self, sequences: list[int]) -> None:
         """Write down what is about to run, so that the front knows what a crash may be blamed on."""
-        words = self._words
-        for index, sequence in enumerate(sequences):
-            words[EXECUTING_WORD + index] = sequence
-        words[EXECUTING_COUNT_WORD] = len(sequences)
+        words, count = self._words, len(sequences)
+        words[EXECUTING_WORD : EXECUTING_WORD + count] = memoryview(array.array("Q", sequences))
+        words[EXECUTING_COUNT_WORD] = count
 
     def clear_executing(self) -> None:
         self._words[EXECUTING_COUNT_WORD] = 0
@@ -95,6 +97,21 @@ class FrontLink:
     def reply(self, sequence: int, payload: bytes) -> None:
         """Queue an answer; publish() makes it visible."""
         self._send(sequence, int(Code.OK), payload, 0)
+
+    def reply_all(self, sequences: list[int], payloads: list[bytes]) -> None:
+        """reply() to many."""
+        ring, room_max = self._responses, self._responses.inline_max - RESPONSE_HEADER_BYTES
+        claim, content, pack_into = ring.claim_nowait, ring.payload, RESPONSE_HEADER.pack_into
+        self.unpublished = True
+        for sequence, payload in zip(sequences, payloads, strict=True):
+            length = len(payload)
+            position = -1 if length > room_max or self._waiting else claim(RESPONSE_HEADER_BYTES + length)
+            if position < 0:
+                self._send(sequence, 0, payload, 0)
+            else:
+                pack_into(content, position, length, 0, 0, 0, sequence)
+                start = position + RESPONSE_HEADER_BYTES
+                content[start : start + length] = payload
 
     def reply_error(self, sequence: int, error: NexusError) -> None:
         message = error.message.encode("utf-8", "replace")[:ERROR_MESSAGE_MAX_BYTES]

@@ -20,7 +20,7 @@ from workers.infer_decode import decode_infer
 from workers.link import FrontLink, HandOverError
 from workers.model import Model
 from workers.predict_codec import decode_batch_predict, decode_predict
-from workers.requests import Decoded, Request, Timings
+from workers.requests import Clock, Decoded, Request
 from workers.results import BatchResult
 from workers.session import as_served
 from workers.template import find_template, remember_template
@@ -131,56 +131,55 @@ class WorkerLoop:
             queue = self._batcher.queue_of(slot)
             if queue is None:
                 raise ModelUnavailable("the model is not loaded in this worker; try again")
-            limit = queue.model.queue.max_queue_size
+            model = queue.model
+            limit = model.queue.max_queue_size
             if limit and len(queue.requests) >= limit:
-                raise Overloaded(f"model '{queue.model.name}' has {limit} requests waiting, its max_queue_size")
+                raise Overloaded(f"model '{model.name}' has {limit} requests waiting, its max_queue_size")
             if flags:
                 request.isolated = bool(flags & ISOLATED)
                 request.oversize = bool(flags & OVERSIZE)
             if request.oversize:
-                self._decode_oversize(link, queue.model, method, request)
+                decoded = self._decode_oversize(link, model, method, request)
             else:
-                self._decode(queue.model, method, request, content[id_length:])
+                decoded = self._decode(model, method, request, content[id_length:])
+            request.signature = decoded.signature
+            request.rows = decoded.rows
+            request.form = decoded.form
+            if decoded.timeout_ns or model.queue.default_timeout_ns:
+                _limit_wait(model, request, decoded.timeout_ns)
             self._batcher.enqueue(queue, request)
         except NexusError as error:
             self._fail(slot, request, error)
+        except MemoryError:
+            self._fail(slot, request, Overloaded("the worker has no memory for this request; send fewer rows at once"))
 
-    def _decode(self, model: Model, method: int, request: Request, message: bytes) -> None:
+    def _decode(self, model: Model, method: int, request: Request, message: bytes) -> Decoded:
         template = find_template(model, method, message)
         if template is not None:
             self._hits += 1
             decoded = template.decoded
             request.pieces = decoded.form.pieces(template.tensors(message))
-        else:
-            self._misses += 1
-            decoded = DECODERS[method](model, message)
-            request.pieces = decoded.pieces
-            remember_template(model, method, message, decoded)
-        self._adopt(model, request, decoded)
+            return decoded
+        self._misses += 1
+        decoded = DECODERS[method](model, message)
+        request.pieces = decoded.pieces
+        remember_template(model, method, message, decoded)
+        return decoded
 
-    def _decode_oversize(self, link: FrontLink, model: Model, method: int, request: Request) -> None:
+    def _decode_oversize(self, link: FrontLink, model: Model, method: int, request: Request) -> Decoded:
         try:
             mapping = link.take_oversize(request.sequence)
         except HandOverError as error:
             raise InferenceFailed(str(error)) from None
+        # A request too large for this machine dies here of the OOM killer: it must be known whose fault that was.
+        link.mark_executing([request.sequence])
         try:
             decoded = DECODERS[method](model, mapping[:])
         finally:
             mapping.close()
+            link.clear_executing()
         request.pieces = decoded.pieces
-        self._adopt(model, request, decoded)
-
-    def _adopt(self, model: Model, request: Request, decoded: Decoded) -> None:
-        request.signature = decoded.signature
-        request.rows = decoded.rows
-        request.form = decoded.form
-        policy = model.queue
-        timeout_ns = policy.default_timeout_ns
-        if decoded.timeout_ns and policy.allow_timeout_override:
-            timeout_ns = decoded.timeout_ns
-        if timeout_ns:
-            latest_ns = request.arrived_ns + timeout_ns
-            request.deadline_ns = min(request.deadline_ns or latest_ns, latest_ns)
+        return decoded
 
     # --- one batch ---
 
@@ -210,25 +209,32 @@ class WorkerLoop:
 
     def _still_wanted(self, model: Model, batch: list[Request], now_ns: int) -> list[Request]:
         """Drop what has expired or was cancelled while it waited."""
-        wanted = []
-        for request in batch:
-            if request.deadline_ns and request.deadline_ns <= now_ns:
+        unwanted = [
+            request
+            for request in batch
+            if 0 < request.deadline_ns <= now_ns or request.link.is_cancelled(request.sequence)
+        ]
+        if not unwanted:
+            return batch
+        for request in unwanted:
+            if 0 < request.deadline_ns <= now_ns:
                 self._stats.expired(model.slot)
                 self._fail(model.slot, request, DeadlinePassed("the deadline passed while the request was queued"))
-            elif request.link.is_cancelled(request.sequence):
-                self._stats.cancelled(model.slot)
             else:
-                wanted.append(request)
-        return wanted
+                self._stats.cancelled(model.slot)
+        return [request for request in batch if request not in unwanted]
 
-    def _mark(self, batch: list[Request]) -> list[FrontLink]:
+    def _mark(self, batch: list[Request]) -> dict[FrontLink, list[int]]:
         """Note the batch in the executing table of each front it came from."""
-        by_link: dict[FrontLink, list[int]] = {}
-        for request in batch:
-            by_link.setdefault(request.link, []).append(request.sequence)
+        if len(self._links) == 1:
+            by_link = {self._links[0]: [request.sequence for request in batch]}
+        else:
+            by_link = {}
+            for request in batch:
+                by_link.setdefault(request.link, []).append(request.sequence)
         for link, sequences in by_link.items():
             link.mark_executing(sequences)
-        return list(by_link)
+        return by_link
 
     def _run_alone(self, model: Model, request: Request) -> None:
         try:
@@ -244,24 +250,29 @@ class WorkerLoop:
         outputs = model.run(feeds, batch[0].oversize)
         inferred_ns = time.monotonic_ns()
         result = _checked(model, outputs, rows)
-        infer_us = (inferred_ns - assembled_ns) // 1000
-        first = 0
-        total_ns = 0
+        self._answer(batch, result, Clock(started_ns, assembled_ns, inferred_ns))
         slot, stats = model.slot, self._stats
+        output_ns = time.monotonic_ns() - inferred_ns
+        stats.queued_all(slot, [started_ns - request.arrived_ns for request in batch])
+        stats.batch(slot, rows, len(batch), assembled_ns - started_ns, inferred_ns - assembled_ns, output_ns)
+        stats.succeeded(slot, sum([inferred_ns - request.arrived_ns for request in batch]), len(batch))
+
+    def _answer(self, batch: list[Request], result: BatchResult, clock: Clock) -> None:
+        form = batch[0].form
+        link = batch[0].link
+        if all([request.form is form and request.link is link for request in batch]):
+            payloads = form.encode_all(result, len(batch))
+            if payloads is not None:
+                link.reply_all([request.sequence for request in batch], payloads)
+                return
+        first = 0
         for request in batch:
             last = first + request.rows
-            waited_ns = started_ns - request.arrived_ns
-            stats.queued(slot, waited_ns)
-            timings = Timings(waited_ns // 1000, rows, infer_us, (inferred_ns - request.arrived_ns) // 1000)
+            timings = clock.timings(request.arrived_ns, result.rows)
             request.link.reply(
                 request.sequence, request.form.encode(result, first, last, timings, request.request_id)
             )
-            total_ns += inferred_ns - request.arrived_ns
             first = last
-        stats.batch(
-            slot, rows, len(batch), assembled_ns - started_ns, inferred_ns - assembled_ns, time.monotonic_ns() - inferred_ns
-        )
-        stats.succeeded(slot, total_ns, len(batch))
 
     def _fail(self, slot: int, request: Request, error: NexusError) -> None:
         self._stats.failed(slot, time.monotonic_ns() - request.arrived_ns)
@@ -273,6 +284,15 @@ class WorkerLoop:
                 link.publish()
                 fence()
                 link.wake()
+
+
+def _limit_wait(model: Model, request: Request, timeout_ns: int) -> None:
+    """The queue policy's timeout, or the request's own where that may override it, becomes a deadline."""
+    policy = model.queue
+    limit_ns = timeout_ns if timeout_ns and policy.allow_timeout_override else policy.default_timeout_ns
+    if limit_ns:
+        latest_ns = request.arrived_ns + limit_ns
+        request.deadline_ns = min(request.deadline_ns or latest_ns, latest_ns)
 
 
 def _assemble(model: Model, batch: list[Request], rows: int) -> dict[str, Array]:

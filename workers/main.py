@@ -5,14 +5,13 @@ rings of the fronts it is attached to. Loading happens on the control thread, so
 model loads (ONNX Runtime releases the interpreter lock while it opens a session).
 """
 
-import gc
 import os
 import sys
 import threading
 from typing import Any
 
 from nexus_grpc.ipc.control import ChannelClosed, ControlChannel
-from nexus_grpc.ipc.process import control_socket, start_child
+from nexus_grpc.ipc.process import control_socket, settle_memory, start_child
 
 
 def main() -> None:
@@ -24,8 +23,7 @@ def main() -> None:
 
     worker = Worker(channel, hello, descriptors)
     threading.Thread(target=_leave_with_supervisor, args=(worker.control,), daemon=True, name="control").start()
-    # Sessions and templates live long; a full collection in the hot loop would only look at them again.
-    gc.freeze()
+    settle_memory()
     worker.run()
 
 

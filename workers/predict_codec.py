@@ -159,6 +159,10 @@ class PredictForm:
         """The packed doubles of a templated message, cast to the input's dtype. Raises InvalidInput."""
         return [cast_features(self.spec, np.frombuffer(tensors[0], dtype="<f8"))]
 
+    def encode_all(self, result: BatchResult, count: int) -> list[bytes] | None:
+        """None: each answer carries its own id and times."""
+        return None
+
     def encode(self, result: BatchResult, first: int, last: int, timings: Timings, request_id: bytes) -> bytes:
         model = result.model
         response = pb.PredictResponse(
@@ -188,6 +192,10 @@ class BatchPredictForm:
 
     def pieces(self, tensors: list[bytes]) -> list[Piece]:
         raise AssertionError("BatchPredict makes no templates")
+
+    def encode_all(self, result: BatchResult, count: int) -> list[bytes] | None:
+        """None: each answer carries its own id and times."""
+        return None
 
     def encode(self, result: BatchResult, first: int, last: int, timings: Timings, request_id: bytes) -> bytes:
         model = result.model

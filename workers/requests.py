@@ -23,6 +23,26 @@ class Timings:
         self.total_us = total_us
 
 
+class Clock:
+    """When a batch started, was assembled and was inferred (CLOCK_MONOTONIC nanoseconds)."""
+
+    __slots__ = ("assembled_ns", "inferred_ns", "started_ns")
+
+    def __init__(self, started_ns: int, assembled_ns: int, inferred_ns: int) -> None:
+        self.started_ns = started_ns
+        self.assembled_ns = assembled_ns
+        self.inferred_ns = inferred_ns
+
+    def timings(self, arrived_ns: int, batch_size: int) -> Timings:
+        """As one of the batch's requests saw them."""
+        return Timings(
+            (self.started_ns - arrived_ns) // 1000,
+            batch_size,
+            (self.inferred_ns - self.assembled_ns) // 1000,
+            (self.inferred_ns - arrived_ns) // 1000,
+        )
+
+
 class Form(Protocol):
     """How an answer is to look: built by a decoder, shared by all requests that match one template."""
 
@@ -31,6 +51,9 @@ class Form(Protocol):
 
     def encode(self, result: BatchResult, first: int, last: int, timings: Timings, request_id: bytes) -> bytes:
         """The serialised answer for rows first…last of the batch."""
+
+    def encode_all(self, result: BatchResult, count: int) -> list[bytes] | None:
+        """The answers to a batch of `count` requests, all of this form; None when they must be encoded one by one."""
 
 
 class Decoded:

@@ -49,6 +49,12 @@ class BatchResult:
         row_bytes = self._row_bytes[index]
         return blob[first * row_bytes : last * row_bytes]
 
+    def raw_parts(self, index: int, count: int) -> list[bytes]:
+        """Output `index` as raw content, cut into `count` equal parts. Not for text."""
+        blob = self.outputs[index].tobytes()
+        size = len(blob) // count
+        return [blob[start : start + size] for start in range(0, len(blob), size)] if size else [b""] * count
+
 
 def top_classes(values: Array, count: int, labels: tuple[str, ...]) -> list[bytes]:
     """`classification`: the `count` largest of a row as b"value:index[:label]", largest first (Triton's format)."""

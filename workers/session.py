@@ -24,7 +24,8 @@ OPTIMISATION_LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
-# After a run on an oversize request the arena's blocks go back to the system.
+# After a run on an oversize request the arena's blocks go back to the system, except those that its outputs are in: the
+# next run gives these back.
 SHRINK_ARENA = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 
 
@@ -152,10 +153,14 @@ def _plain_run(session: Any, names: list[str]) -> Run:
     shrinking = ort.RunOptions()
     shrinking.add_run_config_entry(*SHRINK_ARENA)
     session_run = session.run
+    shrink_next = False
 
     def run(feeds: dict[str, Array], oversize: bool) -> list[Array]:
+        nonlocal shrink_next
+        options = shrinking if oversize or shrink_next else None
+        shrink_next = oversize
         try:
-            return session_run(names, feeds, shrinking if oversize else None)  # type: ignore[no-any-return]
+            return session_run(names, feeds, options)  # type: ignore[no-any-return]
         except Exception as error:
             raise _run_error(error) from None
 
@@ -184,6 +189,8 @@ def _zipmap_run(run: Run, map_index: int, classes: tuple[Any, ...]) -> Run:
 
 def as_served(spec: TensorSpec, output: Any) -> Array:
     """An output with the dtype its datatype promises (ORT gives scalars and text in several forms)."""
+    if type(output) is np.ndarray and output.dtype == spec.datatype.dtype and output.flags.c_contiguous:
+        return output
     array = np.asarray(output)
     if spec.datatype is BYTES:
         return array.astype(object)

@@ -43,7 +43,7 @@ class RequestTemplate:
         """Whether a message of the same length differs from ours in its tensors alone."""
         if not message.startswith(self._head):
             return False
-        return all(message.startswith(piece, start) for start, piece in self._fixed)
+        return not self._fixed or all([message.startswith(piece, start) for start, piece in self._fixed])
 
     def tensors(self, message: bytes) -> list[bytes]:
         return [message[start:end] for start, end in self.spans]

@@ -211,6 +211,7 @@ class Dispatcher:
         self, link: WorkerLink, flight: Flight, code: int, flags: int, payload: bytes, message_length: int
     ) -> None:
         """An answer that is an error, or came by memfd."""
+        code = code if code <= Code.UNAUTHENTICATED else int(Code.UNKNOWN)
         if flags & OVERSIZE:
             try:
                 mapping = link.take_oversize(flight.sequence)
@@ -228,7 +229,7 @@ class Dispatcher:
         else:
             message = payload[:message_length].decode("utf-8", "replace")
             flight.fail(code, message, payload[message_length:])
-        self._account(flight, code if 0 <= code <= Code.UNAUTHENTICATED else int(Code.UNKNOWN))
+        self._account(flight, code)
 
     def _drop_late(self, link: WorkerLink, sequence: int, flags: int) -> None:
         if flags & OVERSIZE:

@@ -1,12 +1,11 @@
 """A front process: `python -m nexus_grpc.front.main CONTROL_FD`. Started by the supervisor only."""
 
-import gc
 import os
 import sys
 import threading
 
 from nexus_grpc.ipc.control import ChannelClosed, ControlChannel
-from nexus_grpc.ipc.process import control_socket, start_child
+from nexus_grpc.ipc.process import control_socket, settle_memory, start_child
 
 # Hand the interpreter over quickly between the ingress and the egress thread (CPython's default is 5 ms).
 SWITCH_INTERVAL_S = 0.0005
@@ -29,7 +28,7 @@ def main() -> None:
             os._exit(1)
 
     threading.Thread(target=control, daemon=True, name="control").start()
-    gc.freeze()
+    settle_memory()
     front.run()
     # The core's threads have nothing left to say; an orderly interpreter exit could only hang on them.
     sys.stderr.flush()

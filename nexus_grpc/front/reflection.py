@@ -8,7 +8,8 @@ Source: https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pb2
+from google.protobuf import descriptor_pb2, duration_pb2
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -46,6 +47,7 @@ def _v1_file() -> bytes:
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
     file.name = file.name.replace("v1alpha", "v1")
     file.package = V1
+    file.ClearField("options")  # other languages' package names, and that v1alpha is deprecated
     for message in file.message_type:
         for field in [field for field in message.field if field.type_name]:
             field.type_name = field.type_name.replace(f".{V1ALPHA}.", f".{V1}.")
@@ -57,8 +59,10 @@ def _v1_file() -> bytes:
 
 def add_reflection(server: grpc.Server) -> None:
     """Serve both versions of reflection over all our services."""
-    for serialized in (health_pb2.DESCRIPTOR.serialized_pb, reflection_pb2.DESCRIPTOR.serialized_pb, _v1_file()):
-        POOL.AddSerializedFile(serialized)
+    # The error details too, so that grpcurl can show them.
+    for module in (health_pb2, reflection_pb2, duration_pb2, error_details_pb2):
+        POOL.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    POOL.AddSerializedFile(_v1_file())
     servicer = reflection.ReflectionServicer(SERVICES, pool=_SymbolPool())
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,

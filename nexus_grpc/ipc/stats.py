@@ -315,6 +315,13 @@ class WorkerStats(_Writer[WorkerWord]):
         words[bisect_left(LATENCY_BOUNDS_NS, ns)] += 1
         words[_QUEUE_SUM] += ns
 
+    def queued_all(self, slot: int, waits_ns: list[int]) -> None:
+        """queued() for many."""
+        words = self._slots[slot]
+        for ns in waits_ns:
+            words[bisect_left(LATENCY_BOUNDS_NS, ns)] += 1
+        words[_QUEUE_SUM] += sum(waits_ns)
+
     def batch(self, slot: int, rows: int, requests: int, assembly_ns: int, infer_ns: int, output_ns: int) -> None:
         """One execution of the model ended, with the times of its parts for the batch as a whole."""
         words = self._slots[slot]

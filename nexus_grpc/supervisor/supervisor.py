@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from nexus_grpc import cpus, logs
 from nexus_grpc.ipc.control import Message
 from nexus_grpc.ipc.ring import ordering_is_proven
+from nexus_grpc.ipc.segment import SegmentError
 from nexus_grpc.repository import ModelEntry
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor import catalogue as catalogue_module
@@ -204,7 +205,7 @@ class Supervisor:
         worker.ready = True
         worker.boot_attempts = 0
         for front in self._fronts:
-            self._join(front, worker)
+            self._join(front, worker, worker)
         self._tell_routes()
         self._changed.set()
 
@@ -241,8 +242,17 @@ class Supervisor:
         self._update_sources()
 
     def _spawn_unless_draining(self, spawn, slot) -> None:  # type: ignore[no-untyped-def]
-        if not self._stop.is_set():
+        if self._stop.is_set():
+            return
+        try:
             spawn(slot)
+        except OSError as error:  # no process or descriptor to be had: perhaps later
+            self._log.error("cannot start a process", role=slot.role, slot=slot.index, reason=str(error))
+            if slot.child.pid:
+                slot.child.kill()  # its exit is followed by another try
+            else:
+                slot.end()
+                asyncio.get_running_loop().call_later(BACKOFF_MAX_SECONDS, self._spawn_unless_draining, spawn, slot)
 
     # --- fronts ---
 
@@ -253,7 +263,7 @@ class Supervisor:
         child.send({**self._hello(child), "cpus": self._cpus}, front.new_descriptors())
         for worker in self._workers:
             if worker.ready:
-                self._join(front, worker)
+                self._join(front, worker, front)
         if front.may_listen:
             self._tell_front_all(front)
         self._update_sources()
@@ -296,10 +306,19 @@ class Supervisor:
                 worker.child.send({"type": "detach", "front": child.index})
         self._respawn(front, code)
 
-    def _join(self, front: FrontSlot, worker: WorkerSlot) -> None:
-        """Give a front and a worker their rings."""
-        if front.child is not None and worker.child is not None:
+    def _join(self, front: FrontSlot, worker: WorkerSlot, newcomer: WorkerSlot | FrontSlot) -> None:
+        """Give a front and a worker their rings. Without memory for them the newcomer ends, and comes again later."""
+        if front.child is None or worker.child is None:
+            return
+        try:
             join(front, worker, self._settings.ring_bytes)
+        except (SegmentError, OSError) as error:
+            self._log.error("no rings for a new process", front=front.index, worker=worker.index, reason=str(error))
+            # Only read while starting: a server that serves already goes on with what it has.
+            self._failure = str(error)
+            self._changed.set()
+            assert newcomer.child is not None
+            newcomer.child.kill()
 
     # --- serving ---
 
@@ -366,7 +385,7 @@ class Supervisor:
         """Whatever is left is killed: nothing outlives the supervisor's run()."""
         self._draining = True
         for slot in (*self._fronts, *self._workers):
-            if slot.child is not None:
+            if slot.child is not None and slot.child.pid:
                 slot.child.kill()
                 await slot.child.exited.wait()
             slot.close()

@@ -3,13 +3,15 @@
 import os
 import pathlib
 import re
+import resource
 import subprocess
 
 import numpy as np
+import psutil
 import pytest
 
-from tests.chaos.census import assert_nothing_left, clean_server, shm_names
-from tests.chaos.ledger import Ledger, ask, channel_to, stub_of
+from tests.chaos.census import assert_nothing_left, assert_settled, clean_server, shm_names, take_census
+from tests.chaos.ledger import INTERNAL, OK, RESOURCE_EXHAUSTED, Ledger, ask, channel_to, stub_of, wait_until
 from tests.harness import CI, NEXUS, free_port, require_tool
 
 pytestmark = pytest.mark.timeout(60)
@@ -44,7 +46,7 @@ def test_a_tiny_dev_shm(tmp_path: pathlib.Path, repository: pathlib.Path) -> Non
         ledger.check()
 
 
-@pytest.mark.parametrize("limit_bytes", [16_384, 1_000_000, 6_000_000])
+@pytest.mark.parametrize("limit_bytes", [1_000_000, 6_000_000])
 def test_memory_that_cannot_be_reserved(tmp_path: pathlib.Path, repository: pathlib.Path, limit_bytes: int) -> None:
     """The file-size limit stops the reservation, as a full machine would: no start, and the bytes needed are named."""
     shm = shm_names()
@@ -61,3 +63,41 @@ def test_memory_that_cannot_be_reserved(tmp_path: pathlib.Path, repository: path
     assert "Traceback" not in ended.stderr
     assert_nothing_left(tmp_path)
     assert shm_names() <= shm
+
+
+def test_no_memory_for_a_new_workers_rings(tmp_path: pathlib.Path, repository: pathlib.Path) -> None:
+    """The other worker serves; the new one is tried again until there is memory."""
+    with clean_server(tmp_path, repository, "--workers=2") as server, Ledger(server.address, clients=8) as ledger:
+        ledger.wait_for(20)
+        before = take_census(server)
+        supervisor = psutil.Process(server.process.pid)
+        unlimited = supervisor.rlimit(resource.RLIMIT_FSIZE)
+        supervisor.rlimit(resource.RLIMIT_FSIZE, (1_000_000, unlimited[1]))
+        server.children("worker")[0].kill()
+        wait_until(lambda: "cannot reserve" in server.log_text(), 10, "no memory for rings")
+        ledger.wait_for(20)
+        supervisor.rlimit(resource.RLIMIT_FSIZE, unlimited)
+        wait_until(lambda: server.metric("nexus_process_info", role="worker") == 2, 10, "two workers again")
+        ledger.wait_for(20)
+        assert_settled(server, before)
+        ledger.stop()
+        ledger.check()
+
+
+def test_workers_without_memory(tmp_path: pathlib.Path, repository: pathlib.Path) -> None:
+    """A large request that no worker has the memory for is refused; small ones never notice, and no worker dies."""
+    with clean_server(tmp_path, repository, "--workers=1") as server:
+        large = np.arange(20 * MIB // 8, dtype=np.int64).reshape(-1, 4)
+        with Ledger(server.address, clients=8) as ledger, channel_to(server.address) as channel:
+            ledger.wait_for(20)
+            worker = server.children("worker")[0]
+            unlimited = worker.rlimit(resource.RLIMIT_AS)
+            worker.rlimit(resource.RLIMIT_AS, (worker.memory_info().vms + 30 * MIB, unlimited[1]))
+            refused = ask(stub_of(channel), "counts_i64", 1, counts=large)
+            assert refused.code in (INTERNAL, RESOURCE_EXHAUSTED), refused
+            ledger.wait_for(50)
+            worker.rlimit(resource.RLIMIT_AS, unlimited)
+            again = ask(stub_of(channel), "counts_i64", 2, counts=large)
+            assert (again.code, again.right) == (OK, True), again
+        ledger.check()
+        assert server.metric("nexus_worker_restarts_total") == 0

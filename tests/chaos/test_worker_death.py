@@ -72,7 +72,7 @@ def test_many_dead_workers_leak_nothing(tmp_path: pathlib.Path, repository: path
         with Ledger(server.address, clients=8) as ledger:
             ledger.wait_for(20)
             before = take_census(server)
-            for _ in range(4):
+            for _ in range(3):
                 # Both at once: for a moment there is none.
                 workers = server.children("worker")
                 for worker in workers:
@@ -82,7 +82,7 @@ def test_many_dead_workers_leak_nothing(tmp_path: pathlib.Path, repository: path
                 wait_until(lambda: len(server.children("worker")) == 2, 10, "two workers again")
                 ledger.wait_for(8)
         ledger.check()
-        assert restarts(server) == 8
+        assert restarts(server) == 6
         assert_settled(server, before)
 
 

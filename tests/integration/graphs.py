@@ -74,10 +74,15 @@ def slow(repository: pathlib.Path) -> None:
         ],
         [helper.make_tensor("one", TensorProto.INT64, [], [1])],
     )
-    constants = [helper.make_tensor("yes", TensorProto.BOOL, [], [1]), helper.make_tensor("zero", TensorProto.INT64, [], [0])]
+    constants = [
+        helper.make_tensor("yes", TensorProto.BOOL, [], [1]),
+        helper.make_tensor("zero", TensorProto.INT64, [], [0]),
+    ]
     node = helper.make_node("Loop", ["turns", "yes", "zero"], ["count"], body=body)
     scalar = helper.make_tensor_value_info("turns", TensorProto.INT64, [])
-    graph = helper.make_graph([node], "slow", [scalar], [helper.make_tensor_value_info("count", TensorProto.INT64, [])], constants)
+    graph = helper.make_graph(
+        [node], "slow", [scalar], [helper.make_tensor_value_info("count", TensorProto.INT64, [])], constants
+    )
     _save(repository / "slow", 1, graph)
 
 

@@ -31,7 +31,9 @@ def _still_serves(client: Client) -> Iterator[None]:
     assert_serves(client)
 
 
-def changed(change: Callable[[pb.ModelInferRequest], Any], build: Any = raw_request, **inputs: Any) -> pb.ModelInferRequest:
+def changed(
+    change: Callable[[pb.ModelInferRequest], Any], build: Any = raw_request, **inputs: Any
+) -> pb.ModelInferRequest:
     """A good request of iris with something changed."""
     request = build("iris", inputs or {"X": ROW})
     change(request)
@@ -123,7 +125,12 @@ MODEL_INFER = {
     "huge shape": (changed(_set(shape=[2**62, 4])), INVALID, "got 16", "X"),
     "too few bytes": (changed(_set(raw=[b"123"])), INVALID, "expected 16 bytes for shape [1, 4] of FP32, got 3", "X"),
     "too many bytes": (changed(_set(raw=[b"1" * 17])), INVALID, "expected 16 bytes", "X"),
-    "too many tensors": (changed(_set(raw=[b"1" * 16] * 2)), INVALID, "expected 1 raw_input_contents", "raw_input_contents"),
+    "too many tensors": (
+        changed(_set(raw=[b"1" * 16] * 2)),
+        INVALID,
+        "expected 1 raw_input_contents",
+        "raw_input_contents",
+    ),
     "too few values": (
         changed(_set(values=[1, 2, 3]), typed_request),
         INVALID,
@@ -205,7 +212,12 @@ PREDICT: dict[str, tuple[Any, Any, str, str]] = {
         "feature 1 (1e+300) does not fit INT64",
         "features",
     ),
-    "just over": (nexus_pb.PredictRequest(model_id="counts_i64", features=[2.0**63, 0, 0, 0]), INVALID, "feature 0", "features"),
+    "just over": (
+        nexus_pb.PredictRequest(model_id="counts_i64", features=[2.0**63, 0, 0, 0]),
+        INVALID,
+        "feature 0",
+        "features",
+    ),
     "fraction": (
         nexus_pb.PredictRequest(model_id="counts_i64", features=[1, 2, 3.5, 4]),
         INVALID,
@@ -304,7 +316,11 @@ def test_batch_predict(client: Client) -> None:
     batch = nexus_pb.BatchPredictRequest
     cases = [
         (batch(model_id="iris"), "expected at least 1 row", "rows"),
-        (batch(model_id="iris", rows=[row, nexus_pb.FeatureRow(features=[1])]), "row 1: invalid input: expected 4", "rows[1]"),
+        (
+            batch(model_id="iris", rows=[row, nexus_pb.FeatureRow(features=[1])]),
+            "row 1: invalid input: expected 4",
+            "rows[1]",
+        ),
         (batch(model_id="scalar", rows=[row]), "takes one request at a time", "rows"),
         (batch(model_id="digits_cnn", rows=[nexus_pb.FeatureRow(features=[0] * 64)] * 33), "allows: 32", ""),
     ]
@@ -315,7 +331,13 @@ def test_batch_predict(client: Client) -> None:
 def test_zero_width_batches_cannot_pretend_to_be_huge(client: Client) -> None:
     """Without elements no byte count bounds the rows."""
     request = raw_request("all_types", {})
-    width = {"in_bool": "BOOL", "in_uint8": "UINT8", "in_uint16": "UINT16", "in_uint32": "UINT32", "in_uint64": "UINT64"}
+    width = {
+        "in_bool": "BOOL",
+        "in_uint8": "UINT8",
+        "in_uint16": "UINT16",
+        "in_uint32": "UINT32",
+        "in_uint64": "UINT64",
+    }
     width |= {"in_int8": "INT8", "in_int16": "INT16", "in_int32": "INT32", "in_int64": "INT64"}
     width |= {"in_float16": "FP16", "in_float32": "FP32", "in_float64": "FP64"}
     for name, datatype in width.items():

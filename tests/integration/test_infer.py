@@ -103,7 +103,9 @@ def test_fp16_makes_the_whole_answer_raw(client: Client) -> None:
 @pytest.mark.parametrize("value", [-(2**62) - 1, 2**62 + 1, 2**53 + 1, -1, 0])
 def test_int64_is_exact(client: Client, build: Any, value: int) -> None:
     counts = np.array([[value, 0, 0, 0]])
-    assert_same(outputs_of(client.infer(build("counts_i64", {"counts": counts}))), reference("counts_i64", {"counts": counts}))
+    assert_same(
+        outputs_of(client.infer(build("counts_i64", {"counts": counts}))), reference("counts_i64", {"counts": counts})
+    )
 
 
 TEXTS = ["", "plain", "Grüße, 世界 🚀", "embedded\0nul", "\0", "line\nbreak", "x" * 5000]

@@ -7,10 +7,12 @@ import time
 from typing import Any
 
 import numpy as np
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as nexus_pb
+from tests.conftest import TRANSPORTS
 from tests.harness import Server, copy_models, running_server
 from tests.integration.client import IRIS_ROW, Client, iris_request, raw_request, refusal
 
@@ -90,7 +92,9 @@ def test_requests_are_counted_exactly(client: Client, server: Server) -> None:
     client.batch_predict(nexus_pb.BatchPredictRequest(model_id="iris", rows=[row] * 5))
     messages = [iris_request()] * 11 + [raw_request("iris", {"X": np.ones((1, 3), np.float32)})] * 2
     assert len(list(client.infer_stream(iter(messages)))) == 13
-    assert len(list(client.predict_stream(iter([nexus_pb.PredictRequest(model_id="iris", features=IRIS_ROW)] * 4)))) == 4
+    assert (
+        len(list(client.predict_stream(iter([nexus_pb.PredictRequest(model_id="iris", features=IRIS_ROW)] * 4)))) == 4
+    )
     for number in range(6):
         refusal(lambda number=number: client.infer(pb.ModelInferRequest(model_name=f"nobody{number}")))
     expected = {
@@ -142,9 +146,7 @@ def request_lines(server: Server, **fields: str) -> list[dict[str, Any]]:
 
 
 def test_log_lines(client: Client, server: Server) -> None:
-    client.predict(
-        nexus_pb.PredictRequest(model_id="iris", features=IRIS_ROW), metadata=[("x-request-id", "log-me")]
-    )
+    client.predict(nexus_pb.PredictRequest(model_id="iris", features=IRIS_ROW), metadata=[("x-request-id", "log-me")])
     (line,) = request_lines(server, request_id="log-me")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["timestamp"])
     assert (line["level"], line["role"], line["index"]) == ("info", "front", 0)
@@ -159,9 +161,10 @@ def test_log_lines(client: Client, server: Server) -> None:
     assert serving[0]["models"] == 15
 
 
-def test_sampling_leaves_out_successes_only(tmp_path: pathlib.Path, transport: str) -> None:
+@pytest.mark.parametrize("front_api", TRANSPORTS)
+def test_sampling_leaves_out_successes_only(tmp_path: pathlib.Path, front_api: str) -> None:
     repository = copy_models(tmp_path / "models", "iris")
-    options = ("--log-sample=0", f"--front-api={transport}")
+    options = ("--log-sample=0", f"--front-api={front_api}")
     with running_server(tmp_path, *options, repository=repository) as server:
         client = Client(server.address)
         for _ in range(50):

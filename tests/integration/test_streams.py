@@ -161,7 +161,7 @@ def test_backpressure_bounds_memory(client: Client, server: Server, transport: s
     last = -1
     while last != sent:  # until nothing moves any more
         last = sent
-        time.sleep(0.3)
+        time.sleep(0.2)
     grown = sum(process.memory_info().rss for process in processes) - before
     assert grown < 40 * MIB, f"{grown / MIB:.0f} MiB more"
     assert [kind.answer(message) for message in call] == [2.0 * number for number in range(count)]

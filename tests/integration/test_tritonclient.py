@@ -67,7 +67,9 @@ def test_parameters(client: triton.InferenceServerClient) -> None:
 def test_async_infer(client: triton.InferenceServerClient) -> None:
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     for _ in range(20):
-        client.async_infer("iris", inputs(), lambda result, error: answers.put((result, error)), client_timeout=TIMEOUT_S)
+        client.async_infer(
+            "iris", inputs(), lambda result, error: answers.put((result, error)), client_timeout=TIMEOUT_S
+        )
     for _ in range(20):
         result, error = answers.get(timeout=TIMEOUT_S)
         assert error is None

@@ -1,0 +1,76 @@
+"""What a person sees once the server serves."""
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from nexus_grpc.pb.inference import grpc_service_pb2 as pb
+from nexus_grpc.repository import ModelEntry, VersionEntry
+from nexus_grpc.settings import load_settings
+from nexus_grpc.supervisor.banner import MODELS_SHOWN_MAX, print_banner
+from nexus_grpc.supervisor.catalogue import Catalogue, place
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    for name in ("NEXUS_CONFIG", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def catalogue_of(*names: str) -> Catalogue:
+    entries = [ModelEntry(name, Path(name), versions=(VersionEntry(1, Path(name)),)) for name in names]
+    return Catalogue(entries, place(entries, 1))
+
+
+def loaded(catalogue: Catalogue, slot: int, shape: list[int], inputs: int = 1) -> None:
+    metadata = pb.ModelMetadataResponse(name="m")
+    for number in range(inputs):
+        metadata.inputs.add(name=f"x{number}", datatype="FP32", shape=shape)
+    metadata.outputs.add(name="y", datatype="INT64", shape=[-1])
+    catalogue.loaded(slot, 0, base64.b64encode(metadata.SerializeToString()).decode(), "")
+
+
+def shown(catalogue: Catalogue, capsys: pytest.CaptureFixture[str], **settings: object) -> str:
+    print_banner(load_settings({"model_repository": ".", **settings}), catalogue, [[0, 1], [2]])
+    return capsys.readouterr().out
+
+
+def row(text: str, start: str) -> str:
+    [line] = [line for line in text.splitlines() if line.startswith(start)]
+    return " ".join(line.split())
+
+
+def test_listeners_and_models(capsys: pytest.CaptureFixture[str]) -> None:
+    catalogue = catalogue_of("good", "bad")
+    loaded(catalogue, 1, [-1, 3])
+    catalogue.failed(2, "no such operator")
+    text = shown(catalogue, capsys, host="127.0.0.1", grpc_port=9001, metrics_port=9002)
+    assert row(text, "gRPC") == "gRPC 127.0.0.1:9001"
+    assert row(text, "metrics") == "metrics http://127.0.0.1:9002/metrics"
+    assert row(text, "workers") == "workers 2 (cores 0,1; 2)"
+    assert row(text, "good") == "good 1 ready x0 FP32[-1,3] y INT64[-1]"
+    assert row(text, "bad") == "bad 1 unavailable no such operator"
+    assert '{"model_id": "good", "features": [0.0, 0.0, 0.0]}' in text
+    assert "nexus.v1.Inference/Predict" in text
+
+
+def test_metrics_may_be_off(capsys: pytest.CaptureFixture[str]) -> None:
+    assert row(shown(catalogue_of("a"), capsys, metrics_port=0), "metrics") == "metrics off"
+
+
+def test_no_example_for_models_with_several_inputs(capsys: pytest.CaptureFixture[str]) -> None:
+    catalogue = catalogue_of("a")
+    loaded(catalogue, 1, [-1, 3], inputs=6)
+    text = shown(catalogue, capsys)
+    assert "Try:" not in text
+    assert "x3 FP32[-1,3]" in text
+    assert "x5" not in text
+
+
+def test_many_models_are_summed_up(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(catalogue_of(*[f"model{number:03}" for number in range(MODELS_SHOWN_MAX + 2)]), capsys)
+    assert "… and 2 more" in text
+    assert f"model{MODELS_SHOWN_MAX - 1:03}" in text
+    assert f"model{MODELS_SHOWN_MAX:03}" not in text
