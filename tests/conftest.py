@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness import MODELS, Server, copy_models, running_server
+from tests.integration.client import Client
+from tests.integration.graphs import add_test_models
 
 TRANSPORTS = ("auto", "public")
 
@@ -13,8 +15,6 @@ TRANSPORTS = ("auto", "public")
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The demo models and the test models."""
-    from tests.integration.graphs import add_test_models
-
     folder = copy_models(tmp_path_factory.mktemp("models"), *(path.name for path in MODELS.iterdir() if path.is_dir()))
     add_test_models(folder)
     return folder
@@ -34,9 +34,7 @@ def server(transport: str, repository: pathlib.Path, tmp_path_factory: pytest.Te
 
 
 @pytest.fixture(scope="module")
-def client(server: Server) -> Iterator["Client"]:  # noqa: F821
-    from tests.integration.client import Client
-
+def client(server: Server) -> Iterator[Client]:
     client = Client(server.address)
     yield client
     client.close()

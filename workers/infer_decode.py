@@ -73,7 +73,9 @@ def _spec_of(model: Model, tensor: pb.ModelInferRequest.InferInputTensor, seen: 
     spec = model.input_named(tensor.name)
     if spec is None:
         known = ", ".join(f"'{item.name}'" for item in model.inputs)
-        raise InvalidInput(f"unexpected input '{tensor.name}' for model '{model.name}', expected {known}", field=tensor.name)
+        raise InvalidInput(
+            f"unexpected input '{tensor.name}' for model '{model.name}', expected {known}", field=tensor.name
+        )
     if tensor.name in seen:
         raise InvalidInput(f"input '{tensor.name}' appears twice", field=tensor.name)
     if tensor.datatype != spec.datatype.name:
@@ -118,7 +120,8 @@ def _raw_piece(spec: TensorSpec, shape: Shape, raw: bytes) -> Piece:
     expected = count * spec.datatype.itemsize_bytes
     if len(raw) != expected:
         raise InvalidInput(
-            f"input '{spec.name}': expected {expected} bytes for shape {list(shape)} of {spec.datatype.name}, got {len(raw)}",
+            f"input '{spec.name}': expected {expected} bytes for shape {list(shape)} of {spec.datatype.name}, got"
+            f" {len(raw)}",
             field=spec.name,
         )
     if spec.datatype is BOOL and raw.translate(None, b"\x00\x01"):

@@ -109,7 +109,7 @@ class InferForm:
         return bytes(response.SerializeToString())
 
     def _has_raw_only(self, result: BatchResult) -> bool:
-        """One raw output makes all of them raw: clients index raw_output_contents by position. FP16 has no typed field."""
+        """One raw output (FP16 has no typed field) makes all of them raw: clients count raw_output_contents."""
         return any(not item.classes and not result.model.outputs[item.index].datatype.contents for item in self.outputs)
 
 

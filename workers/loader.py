@@ -109,11 +109,14 @@ def _looks_batchable(opened: OpenedSession) -> bool:
 
 def _batches_like_single(model: Model) -> bool:
     """Whether rows run together give what they give alone: a dynamic dimension need not be a batch dimension."""
-    feeds = {spec.name: _sample(spec, tuple(1 if dim == -1 else dim for dim in spec.row_shape)) for spec in model.inputs}
+    feeds = {
+        spec.name: _sample(spec, tuple(1 if dim == -1 else dim for dim in spec.row_shape)) for spec in model.inputs
+    }
     try:
         together = model.run(feeds, False)
         alone = [
-            model.run({name: array[row : row + 1] for name, array in feeds.items()}, False) for row in range(SAMPLE_ROWS)
+            model.run({name: array[row : row + 1] for name, array in feeds.items()}, False)
+            for row in range(SAMPLE_ROWS)
         ]
     except NexusError:
         return False
@@ -129,7 +132,9 @@ def _batches_like_single(model: Model) -> bool:
 
 def _same(one: Array, other: Array) -> bool:
     if one.dtype.kind in "fc":
-        return bool(np.allclose(one.astype(np.float64), other.astype(np.float64), BATCH_RTOL, BATCH_ATOL, equal_nan=True))
+        return bool(
+            np.allclose(one.astype(np.float64), other.astype(np.float64), BATCH_RTOL, BATCH_ATOL, equal_nan=True)
+        )
     return bool(np.array_equal(one, other))
 
 
@@ -152,16 +157,14 @@ def _check_config(order: LoadOrder, opened: OpenedSession) -> None:
         for spec in (*opened.inputs, *opened.outputs):
             if spec.shape[:1] != (-1,):
                 raise ModelNotServable(
-                    f"config.pbtxt of '{order.name}' sets max_batch_size {order.config.max_batch_size}, but '{spec.name}'"
-                    f" has the fixed shape {shape_text(spec.shape)}; set max_batch_size: 0"
+                    f"config.pbtxt of '{order.name}' sets max_batch_size {order.config.max_batch_size}, but"
+                    f" '{spec.name}' has the fixed shape {shape_text(spec.shape)}; set max_batch_size: 0"
                 )
     _check_tensors(order, "input", order.config.input, opened.inputs, batched)
     _check_tensors(order, "output", order.config.output, opened.outputs, batched)
 
 
-def _check_tensors(
-    order: LoadOrder, kind: str, declared: Any, specs: tuple[TensorSpec, ...], batched: bool
-) -> None:
+def _check_tensors(order: LoadOrder, kind: str, declared: Any, specs: tuple[TensorSpec, ...], batched: bool) -> None:
     known = {spec.name: spec for spec in specs}
     for item in declared:
         spec = known.get(item.name)
@@ -173,7 +176,8 @@ def _check_tensors(
         wanted = config_pb.DataType.Name(item.data_type)
         if item.data_type and wanted != spec.datatype.config:
             raise ModelNotServable(
-                f"config.pbtxt of '{order.name}': {kind} '{item.name}' is {wanted}, the model has {spec.datatype.config}"
+                f"config.pbtxt of '{order.name}': {kind} '{item.name}' is {wanted}, the model has"
+                f" {spec.datatype.config}"
             )
         shape = spec.row_shape if batched or len(item.dims) == len(spec.shape) - 1 else spec.shape
         if item.dims and not (shape_fits(shape, tuple(item.dims)) or shape_fits(tuple(item.dims), shape)):
@@ -207,7 +211,8 @@ def _warmup_array(order: LoadOrder, model: Model, name: str, item: Any, batch_si
     shape = (max(1, batch_size), *item.dims) if model.batchable else tuple(item.dims)
     if not shape_fits(spec.shape, shape):
         raise ModelNotServable(
-            f"warm-up of model '{order.name}': input '{name}' is {shape_text(shape)}, the model has {shape_text(spec.shape)}"
+            f"warm-up of model '{order.name}': input '{name}' is {shape_text(shape)}, the model has"
+            f" {shape_text(spec.shape)}"
         )
     if item.WhichOneof("input_data_type") == "input_data_file":
         return _warmup_file(order, spec, shape, item.input_data_file)

@@ -36,5 +36,3 @@ def _leave_with_supervisor(control: Any) -> None:
 
 if __name__ == "__main__":
     main()
-
-

@@ -80,9 +80,7 @@ def shape_text(shape: Shape) -> str:
 
 def shape_fits(expected: Shape, got: Shape) -> bool:
     """Whether a shape matches one with -1 for any size."""
-    return len(expected) == len(got) and all(
-        want in (-1, have) for want, have in zip(expected, got, strict=True)
-    )
+    return len(expected) == len(got) and all(want in (-1, have) for want, have in zip(expected, got, strict=True))
 
 
 def zeros(spec: TensorSpec, shape: Shape) -> Array:

@@ -81,7 +81,8 @@ def _single_input(model: Model) -> TensorSpec:
     if len(required) != 1:
         names = ", ".join(f"'{spec.name}'" for spec in model.inputs)
         raise InvalidInput(
-            f"model '{model.name}' has {len(required)} inputs ({names}); flat features fit a model with one: use ModelInfer",
+            f"model '{model.name}' has {len(required)} inputs ({names}); flat features fit a model with one: use"
+            " ModelInfer",
             field="features",
         )
     return required[0]

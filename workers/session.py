@@ -58,8 +58,8 @@ def open_session(path: str, name: str, options: dict[str, Any], cores: int) -> O
             has cores, and one), `graph_optimization_level`.
         cores: how many cores this worker has.
 
-    Raises ModelNotServable with the reason: an unavailable provider, a file that is no ONNX model, a type that cannot be
-    served.
+    Raises ModelNotServable with the reason: an unavailable provider, a file that is no ONNX model, a type that cannot
+    be served.
     """
     providers = list(options.get("execution_providers") or DEFAULT_PROVIDERS)
     missing = [provider for provider in providers if provider not in ort.get_available_providers()]
@@ -169,7 +169,7 @@ def _plain_run(session: Any, names: list[str]) -> Run:
 
 def _run_error(error: Exception) -> InferenceFailed | InvalidInput:
     text = str(error).strip().split("\n", 1)[0]
-    # ORT's INVALID_ARGUMENT (code 2) is what the graph says of its inputs at run time, such as shapes that do not agree.
+    # ORT's INVALID_ARGUMENT (code 2): what the graph says of its inputs at run time, such as shapes that do not agree.
     if "INVALID_ARGUMENT" in text or " : 2 : " in text:
         return InvalidInput(f"the model refused the input: {text}")
     return InferenceFailed(f"inference failed: {text}")

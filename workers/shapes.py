@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from nexus_grpc.ipc.errors import InvalidInput
 from workers.model import Model, Shape, TensorSpec, shape_fits, shape_text
 
-
 # A tensor without elements costs its sender nothing, whatever its other dimensions say; real ones (an empty key-value
 # cache, an empty sequence) stay far below this.
 EMPTY_TENSOR_MAX = 1 << 20
@@ -16,7 +15,8 @@ def check_shape(model: Model, spec: TensorSpec, shape: Shape) -> None:
     """Raises InvalidInput naming the input, the expected shape and the one that came."""
     if any(dim < 0 for dim in shape) or not shape_fits(spec.shape, shape):
         raise InvalidInput(
-            f"input '{spec.name}' of model '{model.name}': expected shape {shape_text(spec.shape)}, got {shape_text(shape)}",
+            f"input '{spec.name}' of model '{model.name}': expected shape {shape_text(spec.shape)}, got"
+            f" {shape_text(shape)}",
             field=spec.name,
         )
     if 0 in shape and math.prod(max(dim, 1) for dim in shape) > EMPTY_TENSOR_MAX:

@@ -60,7 +60,7 @@ def remember_template(model: Model, method: int, message: bytes, decoded: Decode
     key = (method, len(message))
     if key in model.templates and model.template_misses & 7:
         return
-    if method not in TENSOR_FIELDS or len(model.templates) >= TEMPLATES_MAX and key not in model.templates:
+    if method not in TENSOR_FIELDS or (len(model.templates) >= TEMPLATES_MAX and key not in model.templates):
         return
     if not decoded.templatable or any(spec.datatype in (BYTES, BOOL) for spec in model.inputs):
         return

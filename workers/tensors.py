@@ -90,7 +90,9 @@ def decode_text(element: bytes, name: str, index: int) -> str:
     try:
         return element.decode()
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"input '{name}': BYTES element {index} is not valid UTF-8: {error.reason}", field=name) from None
+        raise InvalidInput(
+            f"input '{name}': BYTES element {index} is not valid UTF-8: {error.reason}", field=name
+        ) from None
 
 
 def text_array(elements: list[str]) -> Array:

@@ -64,4 +64,6 @@ def fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
 
 def spans(message: bytes, field: int) -> list[tuple[int, int]]:
     """(start, end) of every occurrence of a length-delimited top-level field. Raises WireError."""
-    return [(start, end) for number, kind, start, end in fields(message) if number == field and kind == LENGTH_DELIMITED]
+    return [
+        (start, end) for number, kind, start, end in fields(message) if number == field and kind == LENGTH_DELIMITED
+    ]

@@ -17,10 +17,10 @@ from workers.session import available_providers, onnxruntime_version
 class Worker:
     """Control messages:
 
-        load    one model version; answered by `loaded` or `load_failed`
-        attach  a front's segment, doorbell and side socket
-        detach  a front is gone
-        stop    finish the current batch and exit
+    load    one model version; answered by `loaded` or `load_failed`
+    attach  a front's segment, doorbell and side socket
+    detach  a front is gone
+    stop    finish the current batch and exit
     """
 
     def __init__(self, channel: ControlChannel, hello: dict[str, Any], descriptors: list[int]) -> None:

@@ -5,7 +5,7 @@ Served by the stock grpc.server. Each function takes the request message and ret
 
 import importlib.metadata
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import structlog
@@ -158,7 +158,7 @@ def _handler(function: Callable[[Any], Message]) -> Callable[[Any, grpc.Servicer
     return handle
 
 
-def abort(context: grpc.ServicerContext, error: NexusError) -> Any:
+def abort(context: grpc.ServicerContext, error: NexusError) -> NoReturn:
     """End a cold call with one of our errors. Does not return."""
     code = error.code if error.code != Code.UNKNOWN else Code.INTERNAL
     context.set_trailing_metadata(((DETAILS_KEY, status_bytes(error)),))
@@ -167,7 +167,7 @@ def abort(context: grpc.ServicerContext, error: NexusError) -> Any:
 
 def cold_handlers(service: InferenceService) -> grpc.GenericRpcHandler:
     """Handlers for every method of the service but the hot ones, from the proto itself."""
-    handlers = {}
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
         if method.name not in _HOT:
             request_class = message_factory.GetMessageClass(method.input_type)

@@ -8,6 +8,7 @@ something else, the server serves through public_api.py instead, with the same a
 An RPC is three events: arrival → its message → its final batch done.
 """
 
+import importlib
 import inspect
 import threading
 import time
@@ -24,13 +25,13 @@ from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY
 
+_server: Any = None
+cygrpc: Any = None
+_import_error = ""
 try:
-    from grpc import _server  # type: ignore[attr-defined]
-    from grpc._cython import cygrpc
-
-    _import_error = ""
+    _server = importlib.import_module("grpc._server")
+    cygrpc = importlib.import_module("grpc._cython.cygrpc")
 except ImportError as error:  # a grpcio that is built otherwise: the contract reports it
-    _server = cygrpc = None
     _import_error = str(error)
 
 GRPCIO_RANGE = ((1, 85, 1), (1, 86))
@@ -57,8 +58,8 @@ _NAMES = {
     "SendInitialMetadataOperation": (),
     "SendMessageOperation": (),
     "SendStatusFromServerOperation": (),
-    "RequestCallEvent": (),
     "StatusCode": ("ok",),
+    "CompletionType": ("queue_timeout",),
 }
 _SERVER_PARAMETERS = (
     "self",
@@ -190,7 +191,8 @@ class _StreamEvent:
         self.kind = kind
 
 
-_OK = cygrpc.StatusCode.ok if cygrpc is not None and hasattr(cygrpc, "StatusCode") else 0
+_OK = cygrpc.StatusCode.ok if hasattr(cygrpc, "StatusCode") else 0
+_TIMEOUT = cygrpc.CompletionType.queue_timeout if hasattr(cygrpc, "CompletionType") else None
 
 
 class CompletionQueueServer(_server._Server if _server is not None else object):  # type: ignore[misc]
@@ -230,9 +232,13 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
     def stop(self, grace: float | None) -> threading.Event:
         """As grpc.Server.stop; open streams are told to finish first."""
         self._draining = True
-        self._dispatcher.command(lambda: [call.stream.drain() for call in list(self._streams)])
+        self._dispatcher.command(self._drain_streams)
         stopped: threading.Event = super().stop(grace)
         return stopped
+
+    def _drain_streams(self) -> None:
+        for call in list(self._streams):
+            call.stream.drain()
 
     def open_streams(self) -> int:
         return len(self._streams)
@@ -249,41 +255,35 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
     def _ingress(self) -> None:
         """Wait for an event; then, holding the turn, serve until nothing is left: events, answers, chores."""
         dispatcher, poll = self._dispatcher, self._state.completion_queue.poll
-        timeout = cygrpc.CompletionType.queue_timeout
         serving = True
         while serving:
             event = poll()
             with dispatcher.turn:
                 dispatcher.begin()
                 while serving:
-                    if event.completion_type != timeout:
-                        serving = self._handle(event)
-                    elif not dispatcher.work():
-                        break
+                    tag = event.tag
+                    kind = type(tag)
+                    if kind is UnaryFlight:
+                        self._message_came(tag, event)
+                        dispatcher.take_answers()
+                    elif kind is _HotMethod:
+                        self._arrived(tag, event)
+                    elif tag is not None:
+                        serving = self._handle(tag, kind, event)
+                    elif event.completion_type == _TIMEOUT:
+                        if not dispatcher.work():
+                            break
+                    else:  # a final batch is done
+                        dispatcher.take_answers()
                     # A call must not outlive its event through this frame.
-                    event = None
-                    dispatcher.take_answers()
+                    event = tag = None
                     event = poll(0)
                 dispatcher.end()
                 event = None
 
-    def _handle(self, event: Any) -> bool:
-        """One event. False when the server has stopped."""
-        tag = event.tag
-        kind = type(tag)
-        if kind is UnaryFlight:  # its message
-            message = event.batch_operations[0].message()
-            if message is None:
-                self._no_message(tag)
-            else:
-                tag.message = message
-                self._dispatcher.submit(tag)
-        elif kind is _HotMethod:
-            if event.success:
-                self._arrived(tag, event)
-        elif tag is None:
-            pass  # a final batch is done
-        elif kind is _StreamEvent:
+    def _handle(self, tag: Any, kind: type, event: Any) -> bool:
+        """The rarer events. False when the server has stopped."""
+        if kind is _StreamEvent:
             self._stream_event(tag, event)
         elif kind is _UnaryClose:
             if event.batch_operations[0].cancelled():
@@ -292,23 +292,31 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
             return bool(_server._process_event_and_continue(self._state, event))
         return True
 
+    def _message_came(self, flight: UnaryFlight, event: Any) -> None:
+        message = event.batch_operations[0].message()
+        if message is None:
+            # The client closed without one, went away, or sent one over the limit (the core has answered that).
+            refusal = InvalidInput("the call carried no message, or one over the server's limit")
+            self._dispatcher.refuse(flight, refusal)
+        else:
+            flight.message = message
+            self._dispatcher.submit(flight)
+
     def _arrived(self, hot: _HotMethod, event: Any) -> None:
+        if not event.success:  # the server is shutting down
+            return
         self._request(hot)
         now_ns = time.monotonic_ns()
         if now_ns >= self._dispatcher.next_sweep_ns:
             self._dispatcher.work()
+        call = event.call
         request_id = request_id_of(event.invocation_metadata, self._ids)
         deadline_ns = monotonic_deadline_ns(event.call_details.deadline, now_ns)
         if hot.streaming:
-            self._open_stream(hot, event.call, request_id, deadline_ns)
+            self._open_stream(hot, call, request_id, deadline_ns)
         else:
-            flight = UnaryFlight(event.call, hot.method, request_id, deadline_ns, now_ns)
-            event.call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), flight)
-
-    def _no_message(self, flight: UnaryFlight) -> None:
-        """The client closed without a message, went away, or sent one over the limit (the core has answered that)."""
-        refusal = InvalidInput("the call carried no message, or one over the server's limit")
-        self._dispatcher.refuse(flight, refusal)
+            flight = UnaryFlight(call, hot.method, request_id, deadline_ns, now_ns)
+            call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), flight)
 
     def _open_stream(self, hot: _HotMethod, call: Any, request_id: str, deadline_ns: int) -> None:
         transport = _StreamCall(call, request_id)

@@ -1,5 +1,6 @@
 """The front as the supervisor sees it: builds the server, obeys control messages, drains."""
 
+import functools
 import os
 import threading
 from concurrent import futures
@@ -28,6 +29,7 @@ KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 STREAMS_PER_CONNECTION = 1024
 METADATA_MAX_BYTES = 32 << 10
+LOOKAHEAD_BYTES = 4 << 20
 
 
 class Front:
@@ -89,6 +91,11 @@ class Front:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", METADATA_MAX_BYTES),
             ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+            # Windows as large as a client may ever need, instead of probing for the right size: each probe is a ping
+            # and its answer beside the calls (docs/decisions/0005).
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", LOOKAHEAD_BYTES),
+            ("grpc.enable_channelz", 0),
             # Notice clients that vanished without a word, and let clients ping as they like.
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
@@ -106,8 +113,8 @@ class Front:
             elif kind == "attach":
                 self._attach(message, descriptors)
             elif kind == "detach":
-                worker, generation = message["worker"], message["generation"]
-                self._dispatcher.command(lambda w=worker, g=generation: self._dispatcher.worker_down(w, g))
+                down = functools.partial(self._dispatcher.worker_down, message["worker"], message["generation"])
+                self._dispatcher.command(down)
             elif kind == "listen":
                 self._listen()
             elif kind == "drain":

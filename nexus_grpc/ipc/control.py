@@ -85,7 +85,9 @@ def encode_frame(message: Message, descriptor_count: int) -> bytes:
 def receive_some(channel: socket.socket) -> tuple[bytes, list[int]]:
     """One recvmsg. Empty bytes mean the other side closed. Raises BlockingIOError on a non-blocking socket."""
     room = array.array("i")
-    received, ancillary, _, _ = channel.recvmsg(65536, socket.CMSG_SPACE(FDS_MAX * room.itemsize), socket.MSG_CMSG_CLOEXEC)
+    received, ancillary, _, _ = channel.recvmsg(
+        65536, socket.CMSG_SPACE(FDS_MAX * room.itemsize), socket.MSG_CMSG_CLOEXEC
+    )
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             room.frombytes(content[: len(content) - len(content) % room.itemsize])

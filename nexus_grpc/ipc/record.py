@@ -3,7 +3,7 @@
 Request record (front → worker):
 
     offset  bytes  field
-    0       4      length          bytes of what follows the header: request id, then the message; WRAP marks the ring's end
+    0       4      length          bytes after the header: request id, then the message; WRAP marks the ring's end
     4       1      method          Method
     5       1      flags           OVERSIZE, ISOLATED
     6       2      request_id_length

@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nexus_grpc import cpus, logs
 from nexus_grpc.ipc.control import Message
@@ -21,7 +21,7 @@ from nexus_grpc.supervisor import catalogue as catalogue_module
 from nexus_grpc.supervisor.banner import print_banner
 from nexus_grpc.supervisor.catalogue import Catalogue, place
 from nexus_grpc.supervisor.child import Child, exit_text
-from nexus_grpc.supervisor.metrics import MetricsSources, ModelVersion, ProcessSource, Role, serve
+from nexus_grpc.supervisor.metrics import MetricsServer, MetricsSources, ModelVersion, ProcessSource, Role, serve
 from nexus_grpc.supervisor.pool import FrontSlot, WorkerSlot, join
 from nexus_grpc.supervisor.ports import PortTaken, claim_port
 
@@ -85,7 +85,7 @@ class Supervisor:
 
     # --- starting ---
 
-    def _serve_metrics(self):  # type: ignore[no-untyped-def]
+    def _serve_metrics(self) -> MetricsServer | None:
         port = self._settings.metrics_port
         if not port:
             return None
@@ -121,7 +121,7 @@ class Supervisor:
             self._tell_front_all(front)
         await self._until(lambda: all(front.ready for front in self._fronts))
 
-    async def _until(self, condition) -> None:  # type: ignore[no-untyped-def]
+    async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition() and not self._stop.is_set():
             self._changed.clear()
             await self._changed.wait()

@@ -110,10 +110,12 @@ def assert_nothing_left(folder: pathlib.Path, seconds: float = 1.0) -> float:
 
 
 @contextlib.contextmanager
-def clean_server(tmp_path: pathlib.Path, repository: pathlib.Path, *options: str, **more) -> Iterator[Server]:  # type: ignore[no-untyped-def]
+def clean_server(
+    tmp_path: pathlib.Path, repository: pathlib.Path, *options: str, prefix: tuple[str, ...] = ()
+) -> Iterator[Server]:
     """A server that, unless the test ends it, must end with 0 at SIGTERM; in any case nothing of it may be left."""
     shm = shm_names()
-    with running_server(tmp_path, *options, repository=repository, **more) as server:
+    with running_server(tmp_path, *options, repository=repository, prefix=prefix) as server:
         yield server
         if server.process.poll() is None:
             assert server.stop(20) == 0, server.log_text()[-3000:]

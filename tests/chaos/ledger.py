@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -221,7 +221,7 @@ def poll(seconds: float, interval: float = 0.02) -> Iterator[None]:
         time.sleep(interval)
 
 
-def wait_until(condition, seconds: float, what: str) -> float:  # type: ignore[no-untyped-def]
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> float:
     """Until condition() is true; returns the seconds that took. Fails when time is up."""
     started_s = time.monotonic()
     for _ in poll(seconds):

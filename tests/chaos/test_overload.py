@@ -42,11 +42,8 @@ def wait_idle(server: Server) -> None:
     wait_until(lambda: server.metric("nexus_in_flight") == 0, 5, "nothing in flight")
 
 
-@pytest.mark.parametrize("limits", [("--max-in-flight=4",), ("--max-in-flight=4", "--ring-bytes=65536")])
-def test_more_requests_than_a_worker_may_hold(
-    tmp_path: pathlib.Path, repository: pathlib.Path, limits: tuple[str, ...]
-) -> None:
-    with clean_server(tmp_path, repository, "--workers=1", *limits) as server:
+def test_more_requests_than_a_worker_may_hold(tmp_path: pathlib.Path, repository: pathlib.Path) -> None:
+    with clean_server(tmp_path, repository, "--workers=1", "--max-in-flight=4") as server:
         before = take_census(server)
         entries = ask_all(server.address, "slow", range(64), last=500 * TURNS_PER_MS)
         codes = collections.Counter(entry.code for entry in entries)
@@ -105,21 +102,20 @@ def test_cancelled_requests_are_skipped(tmp_path: pathlib.Path, repository: path
                 call.cancel()
             wait_idle(server)
             assert time.monotonic() - cancelled_s < 1.5
-            cancelled = server.metric("nexus_cancelled_total")
-            assert cancelled >= 150
+            assert server.metric("nexus_cancelled_total") >= 150
             # The slow ones among them were skipped: this one does not stand in their queue.
             assert ask(stub, "slow", 2, timeout=2).right
-            assert rows_inferred(server, "slow") - rows <= 200 - cancelled + 2
+            assert rows_inferred(server, "slow") - rows <= 40
         assert_settled(server, before)
 
 
 def test_clients_that_vanish(tmp_path: pathlib.Path, repository: pathlib.Path) -> None:
-    """Connections closed with requests in flight, ten times over; others are served meanwhile."""
+    """Connections closed with requests in flight, five times over; others are served meanwhile."""
     with clean_server(tmp_path, repository, "--workers=1") as server:
         with Ledger(server.address, clients=4) as ledger:
             ledger.wait_for(8)
             before = take_census(server)
-            for _ in range(10):
+            for _ in range(5):
                 with channel_to(server.address) as channel:
                     stub = stub_of(channel)
                     calls = [
@@ -131,14 +127,14 @@ def test_clients_that_vanish(tmp_path: pathlib.Path, repository: pathlib.Path) -
             ledger.wait_for(20)
         ledger.check()
         wait_idle(server)
-        assert server.metric("nexus_cancelled_total") >= 100
+        assert server.metric("nexus_cancelled_total") >= 50
         assert_settled(server, before)
 
 
 def test_expired_requests_are_skipped(tmp_path: pathlib.Path, repository: pathlib.Path) -> None:
     with clean_server(tmp_path, repository, "--workers=1") as server:
         rows = rows_inferred(server, "slow")
-        entries = ask_all(server.address, "slow", range(0, 48), last=100 * TURNS_PER_MS, timeout=0.5)
+        entries = ask_all(server.address, "slow", range(48), last=100 * TURNS_PER_MS, timeout=0.5)
         codes = collections.Counter(entry.code for entry in entries)
         assert codes.keys() <= {OK, DEADLINE_EXCEEDED}
         assert codes[DEADLINE_EXCEEDED] >= 24

@@ -1,5 +1,6 @@
 """Strategies: valid requests for a few models, and their mutations."""
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,26 @@ def predict_requests(draw: st.DrawFn) -> predict_pb.PredictRequest:
         request_id=draw(TEXTS),
         nexus_timing=draw(st.booleans()),
     )
+
+
+@st.composite
+def predict_twins(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """Two messages of one build and other values: features packed or not, at once or in parts, other fields between."""
+    one, other = bytearray(b"\x0a\x01m"), bytearray(b"\x0a\x01m")
+    for _ in range(draw(st.integers(1, 3))):
+        count = draw(st.integers(0, 2))
+        packed = draw(st.booleans())
+        for message in (one, other):
+            values = draw(st.lists(st.sampled_from([0.0, 1.0, 2.0, 0.5, 300.0]), min_size=count, max_size=count))
+            doubles = [struct.pack("<d", value) for value in values]
+            if packed:
+                message += b"\x1a" + varint(8 * count) + b"".join(doubles)
+            else:
+                message += b"".join(b"\x19" + double for double in doubles)
+        field = draw(st.sampled_from([b"", b"\x22\x02id", b"\x30\x01"]))
+        one += field
+        other += field
+    return bytes(one), bytes(other)
 
 
 @st.composite

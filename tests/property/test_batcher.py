@@ -1,4 +1,4 @@
-"""Whatever comes in whatever order: batches are never mixed, never too large, first in first out, and nothing is lost."""
+"""Whatever comes in whatever order: batches are not mixed, not too large, first in first out; nothing is lost."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,7 +33,9 @@ def check_batch(model: Model, batch: list[Request]) -> None:
 @settings(deadline=None, max_examples=300)
 def test_batches(sizes: list[tuple[int, QueuePolicy]], steps: list[tuple[int, int, object, bool] | int]) -> None:
     """A step is a request, or the time that passes before the worker looks for a batch."""
-    models = {slot: model_of(max_batch_size=size, slot=slot, queue=policy) for slot, (size, policy) in enumerate(sizes, 1)}
+    models = {
+        slot: model_of(max_batch_size=size, slot=slot, queue=policy) for slot, (size, policy) in enumerate(sizes, 1)
+    }
     batcher = Batcher()
     for model in models.values():
         batcher.add_model(model)

@@ -1,4 +1,4 @@
-"""The ring between two processes: nothing torn, nothing lost, and a producer killed anywhere leaves only whole records."""
+"""The ring between two processes: nothing torn, nothing lost; a producer killed anywhere leaves whole records."""
 
 import os
 import random

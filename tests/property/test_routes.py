@@ -55,7 +55,9 @@ def test_fast_and_slow_agree_on_what_clients_send(request: pb.ModelInferRequest)
 
 @given(st.data(), REQUESTS)
 @settings(deadline=None, max_examples=300)
-def test_a_worker_refuses_what_the_front_routed_by_another_name(data: st.DataObject, request: pb.ModelInferRequest) -> None:
+def test_a_worker_refuses_what_the_front_routed_by_another_name(
+    data: st.DataObject, request: pb.ModelInferRequest
+) -> None:
     """Where a message names a model twice or its version late, the front may pick a route that parsing would not; the
     worker checks the parsed name and version against its own, so nobody gets another model's answer."""
     message = data.draw(mutations(request.SerializeToString()))

@@ -80,9 +80,7 @@ def test_in_and_out_again(data: st.DataObject, datatype: Datatype, raw: bool) ->
     assert fed.reshape(array.shape).tolist() == array.tolist()
     others = np.concatenate([array, array, array])
     first = len(array)
-    encoded = decoded.form.encode(
-        BatchResult(model, [others], len(others)), first, 2 * first, Timings(0, 0, 0, 0), b""
-    )
+    encoded = decoded.form.encode(BatchResult(model, [others], len(others)), first, 2 * first, Timings(0, 0, 0, 0), b"")
     answered = array_of(pb.ModelInferResponse.FromString(encoded), datatype)
     assert answered.shape == array.shape
     assert answered.tolist() == array.tolist()

@@ -200,7 +200,9 @@ class Graph:
         return str(path)
 
 
-def one_node(operator: str, kind: int = TensorProto.FLOAT, columns: int = 2, domain: str = "", **attributes: Any) -> Graph:
+def one_node(
+    operator: str, kind: int = TensorProto.FLOAT, columns: int = 2, domain: str = "", **attributes: Any
+) -> Graph:
     """x [batch, columns] → operator → y, of the same type and shape."""
     node = helper.make_node(operator, ["x"], ["y"], domain=domain, **attributes)
     return Graph([node], [("x", kind, ["batch", columns])], [("y", kind, ["batch", columns])])

@@ -11,8 +11,12 @@ from nexus_grpc.supervisor.catalogue import LOAD_CRASHES_MAX, LOADING, READY, UN
 from workers.loader import LoadOrder
 
 
-def model(name: str, versions: int = 1, instances: int = 0, isolation: Isolation = "shared", error: str = "") -> ModelEntry:
-    entries = tuple(VersionEntry(number + 1, Path(f"/models/{name}/{number + 1}/model.onnx")) for number in range(versions))
+def model(
+    name: str, versions: int = 1, instances: int = 0, isolation: Isolation = "shared", error: str = ""
+) -> ModelEntry:
+    entries = tuple(
+        VersionEntry(number + 1, Path(f"/models/{name}/{number + 1}/model.onnx")) for number in range(versions)
+    )
     policy = ModelPolicy(instances=instances, isolation=isolation)
     return ModelEntry(name, Path(f"/models/{name}"), policy=policy, versions=entries, error=error or None)
 

@@ -56,7 +56,9 @@ class Watched:
 
 
 @pytest.fixture
-def with_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Watched], Awaitable[None]]], None]:
+def with_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[Watched], Awaitable[None]]], None]:
     """Runs a test's coroutine with a spawned child, and sees to it that nothing stays open."""
     (tmp_path / "echo_child.py").write_text(ECHO)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")

@@ -55,7 +55,9 @@ def test_an_unbatched_model_has_one_row_and_its_whole_shape() -> None:
     assert (decoded.rows, decoded.signature) == (1, (("x", (3, 2)),))
 
 
-@pytest.mark.parametrize("row", [row for row in DATATYPES if row.contents and row.name != "BYTES"], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "row", [row for row in DATATYPES if row.contents and row.name != "BYTES"], ids=lambda r: r.name
+)
 def test_typed_contents_become_raw(row: Any) -> None:
     values = [1, 0] if row.name != "FP32" else [1.5, 0.0]
     message = request(None, datatype=row.name)
@@ -125,7 +127,7 @@ def test_an_input_twice() -> None:
 
 
 def test_no_protobuf_at_all() -> None:
-    with pytest.raises(InvalidInput, match="not a valid inference.ModelInferRequest"):
+    with pytest.raises(InvalidInput, match=r"not a valid inference\.ModelInferRequest"):
         decode_infer(model_of(), b"\xff\xff")
 
 

@@ -122,7 +122,10 @@ def test_a_loaded_model_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('input { name: "q" data_type: TYPE_FP32 dims: [2] }', "declares input 'q', which the model does not have: 'x'"),
+        (
+            'input { name: "q" data_type: TYPE_FP32 dims: [2] }',
+            "declares input 'q', which the model does not have: 'x'",
+        ),
         ('output { name: "q" data_type: TYPE_FP32 dims: [2] }', "declares output 'q'"),
         ('input { name: "x" data_type: TYPE_INT8 dims: [2] }', "input 'x' is TYPE_INT8, the model has TYPE_FP32"),
         ('max_batch_size: 4 input { name: "x" data_type: TYPE_FP32 dims: [3] }', r"dims \[3\], the model has \[2\]"),
@@ -166,7 +169,9 @@ def test_optional_inputs_labels_and_queue_policy(tmp_path: Path) -> None:
 
 # --- warm-up ---
 
-WARMUP = 'max_batch_size: 4 model_warmup { name: "w" batch_size: 2 inputs { key: "x" value { data_type: %s dims: %s %s } } }'
+WARMUP = (
+    'max_batch_size: 4 model_warmup { name: "w" batch_size: 2 inputs { key: "x" value { data_type: %s dims: %s %s } } }'
+)
 
 
 @pytest.mark.parametrize("content", ["zero_data: true", "random_data: true", 'input_data_file: "values"'])

@@ -132,7 +132,7 @@ def test_refusals() -> None:
         predict(model_of(spec("x", "FP32", -1, 2), spec("z", "FP32", -1, 2)), 1, 2)
     with pytest.raises(InvalidInput, match="must appear once"):
         predict(model_of(), 1, 2, model_version="7")
-    with pytest.raises(InvalidInput, match="not a valid nexus.v1.PredictRequest"):
+    with pytest.raises(InvalidInput, match=r"not a valid nexus\.v1\.PredictRequest"):
         decode_predict(model_of(), b"\xff")
 
 

@@ -42,7 +42,7 @@ def test_what_the_graph_says(tmp_path: Path) -> None:
 
 def test_a_provider_that_is_not_there(tmp_path: Path) -> None:
     options = {"execution_providers": ["CPUExecutionProvider", "AbacusExecutionProvider"]}
-    with pytest.raises(ModelNotServable, match="provider AbacusExecutionProvider, which .* available: .*CPU"):
+    with pytest.raises(ModelNotServable, match=r"provider AbacusExecutionProvider, which .* available: .*CPU"):
         open_session(one_node("Relu").save(tmp_path), "m", options, 1)
     assert "CPUExecutionProvider" in available_providers()
     assert onnxruntime_version()

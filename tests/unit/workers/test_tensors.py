@@ -10,6 +10,7 @@ from workers.tensors import (
     BY_NAME,
     BY_ONNX,
     DATATYPES,
+    Datatype,
     decode_bytes_tensor,
     encode_bytes_tensor,
     text_array,
@@ -18,9 +19,9 @@ from workers.tensors import (
 
 
 @pytest.mark.parametrize("row", DATATYPES, ids=lambda row: row.name)
-def test_every_row_names_things_that_exist(row) -> None:  # type: ignore[no-untyped-def]
+def test_every_row_names_things_that_exist(row: Datatype) -> None:
     assert BY_NAME[row.name] is BY_ONNX[row.onnx] is row
-    assert row.config in config_pb.DataType.keys()
+    assert row.config in config_pb.DataType.DESCRIPTOR.values_by_name
     assert not row.contents or row.contents in pb.InferTensorContents.DESCRIPTOR.fields_by_name
     assert row.dtype.byteorder in "<|="
     assert row.itemsize_bytes == row.dtype.itemsize

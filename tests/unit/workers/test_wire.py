@@ -3,7 +3,17 @@
 import pytest
 
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
-from workers.wire import FIXED32, FIXED64, LENGTH_DELIMITED, VARINT, WireError, fields, length_prefix, read_varint, spans
+from workers.wire import (
+    FIXED32,
+    FIXED64,
+    LENGTH_DELIMITED,
+    VARINT,
+    WireError,
+    fields,
+    length_prefix,
+    read_varint,
+    spans,
+)
 from workers.wire import varint as encode
 
 
@@ -28,7 +38,9 @@ def test_fields_in_order_with_their_spans() -> None:
     ]
 
 
-@pytest.mark.parametrize("message", [b"\x1a\x04abc", b"\x11" + bytes(7), b"\x25" + bytes(3), b"\x0b", b"\x0c", b"\x00\x00"])
+@pytest.mark.parametrize(
+    "message", [b"\x1a\x04abc", b"\x11" + bytes(7), b"\x25" + bytes(3), b"\x0b", b"\x0c", b"\x00\x00"]
+)
 def test_what_is_no_message(message: bytes) -> None:
     with pytest.raises(WireError):
         list(fields(message))
