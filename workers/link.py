@@ -125,7 +125,7 @@ class FrontLink:
         ring = self._responses
         length = len(payload)
         if RESPONSE_HEADER_BYTES + length > ring.inline_max:
-            return self._put_oversize(sequence, payload)
+            return self._put_oversize(sequence, code, payload, message_length)
         position = ring.claim_nowait(RESPONSE_HEADER_BYTES + length)
         if position < 0:
             return False
@@ -135,17 +135,16 @@ class FrontLink:
         self.unpublished = True
         return True
 
-    def _put_oversize(self, sequence: int, payload: bytes) -> bool:
+    def _put_oversize(self, sequence: int, code: int, payload: bytes, message_length: int) -> bool:
         ring = self._responses
         position = ring.claim_nowait(RESPONSE_HEADER_BYTES)
         if position < 0:
             return False
         # The room is claimed and must be filled: an answer that cannot be handed over becomes an error.
         if hand_over_nowait(self._side, sequence, (payload,)):
-            RESPONSE_HEADER.pack_into(ring.payload, position, 0, int(Code.OK), OVERSIZE, 0, sequence)
+            RESPONSE_HEADER.pack_into(ring.payload, position, 0, code, OVERSIZE, message_length, sequence)
         else:
-            code = int(Overloaded.code)
-            RESPONSE_HEADER.pack_into(ring.payload, position, 0, code, 0, 0, sequence)
+            RESPONSE_HEADER.pack_into(ring.payload, position, 0, int(Overloaded.code), 0, 0, sequence)
         self.unpublished = True
         return True
 

@@ -1,11 +1,13 @@
 """The worker's loop: take what is in the rings, batch what fits, run, answer. One thread, no locks.
 
-    while running: intake → next batch → assemble → run → answer; sleep when there is nothing.
+while running: intake → next batch → assemble → run → answer; sleep when there is nothing.
 """
 
 import collections
+import contextlib
 import ctypes
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -48,9 +50,11 @@ _malloc_trim = ctypes.CDLL(None).malloc_trim
 class WorkerLoop:
     """Built once; run() serves until stop(). Other threads talk to it through `commands` and the doorbell only."""
 
-    def __init__(self, sleeper: Sleeper, stats: WorkerStats) -> None:
+    def __init__(self, sleeper: Sleeper, stats: WorkerStats, report: Callable[[str], None]) -> None:
         self._sleeper = sleeper
         self._stats = stats
+        # Tells the supervisor, which logs, of a bug.
+        self._report = report
         self._batcher = Batcher()
         self._links: list[FrontLink] = []
         self._running = True
@@ -148,10 +152,11 @@ class WorkerLoop:
             if decoded.timeout_ns or model.queue.default_timeout_ns:
                 _limit_wait(model, request, decoded.timeout_ns)
             self._batcher.enqueue(queue, request)
-        except NexusError as error:
-            self._fail(slot, request, error)
-        except MemoryError:
-            self._fail(slot, request, Overloaded("the worker has no memory for this request; send fewer rows at once"))
+        except Exception as error:
+            if flags & OVERSIZE and not request.oversize:
+                with contextlib.suppress(HandOverError):
+                    link.take_oversize(sequence).close()
+            self._fail(slot, request, self._as_refusal(error))
 
     def _decode(self, model: Model, method: int, request: Request, message: bytes) -> Decoded:
         template = find_template(model, method, message)
@@ -193,9 +198,9 @@ class WorkerLoop:
         links = self._mark(batch)
         try:
             self._run_batch(model, batch, started_ns)
-        except NexusError as error:
+        except Exception as error:
             if len(batch) == 1:
-                self._fail(model.slot, batch[0], error)
+                self._fail(model.slot, batch[0], self._as_refusal(error))
             else:
                 # One request's values can fail a whole run: find out which, and serve the others.
                 for request in batch:
@@ -237,10 +242,22 @@ class WorkerLoop:
         return by_link
 
     def _run_alone(self, model: Model, request: Request) -> None:
+        now_ns = time.monotonic_ns()
+        self._stats.busy(now_ns)
         try:
-            self._run_batch(model, [request], time.monotonic_ns())
-        except NexusError as error:
-            self._fail(model.slot, request, error)
+            self._run_batch(model, [request], now_ns)
+        except Exception as error:
+            self._fail(model.slot, request, self._as_refusal(error))
+
+    def _as_refusal(self, error: Exception) -> NexusError:
+        """What a request ends with. Whatever else than a NexusError comes is a bug of ours: it is reported, and costs
+        its request alone."""
+        if isinstance(error, NexusError):
+            return error
+        if isinstance(error, MemoryError):
+            return Overloaded("the worker has no memory for this request; send fewer rows at once")
+        self._report("".join(traceback.format_exception(error)))
+        return InferenceFailed(f"internal error in the worker ({type(error).__name__}); see the server's log")
 
     def _run_batch(self, model: Model, batch: list[Request], started_ns: int) -> None:
         """Assemble, run, answer. Raises NexusError before the first answer, or not at all."""
@@ -253,7 +270,7 @@ class WorkerLoop:
         self._answer(batch, result, Clock(started_ns, assembled_ns, inferred_ns))
         slot, stats = model.slot, self._stats
         output_ns = time.monotonic_ns() - inferred_ns
-        stats.queued_all(slot, [started_ns - request.arrived_ns for request in batch])
+        stats.queued(slot, [started_ns - request.arrived_ns for request in batch])
         stats.batch(slot, rows, len(batch), assembled_ns - started_ns, inferred_ns - assembled_ns, output_ns)
         stats.succeeded(slot, sum([inferred_ns - request.arrived_ns for request in batch]), len(batch))
 
@@ -269,9 +286,7 @@ class WorkerLoop:
         for request in batch:
             last = first + request.rows
             timings = clock.timings(request.arrived_ns, result.rows)
-            request.link.reply(
-                request.sequence, request.form.encode(result, first, last, timings, request.request_id)
-            )
+            request.link.reply(request.sequence, request.form.encode(result, first, last, timings, request.request_id))
             first = last
 
     def _fail(self, slot: int, request: Request, error: NexusError) -> None:

@@ -31,7 +31,7 @@ class Worker:
         os.close(page_fd)
         stats.gauge(WorkerWord.PID, os.getpid())
         stats.gauge(WorkerWord.GENERATION, hello["generation"])
-        self._loop = WorkerLoop(Sleeper(self._bell), stats)
+        self._loop = WorkerLoop(Sleeper(self._bell), stats, self._report_bug)
         channel.send(
             {"type": "started", "onnxruntime": onnxruntime_version(), "providers": list(available_providers())}
         )
@@ -77,6 +77,9 @@ class Worker:
                     "config": base64.b64encode(config_of(order, model).SerializeToString()).decode(),
                 }
             )
+
+    def _report_bug(self, text: str) -> None:
+        self._channel.send({"type": "bug", "traceback": text})
 
     def _report_failure(self, order: LoadOrder, reason: str) -> None:
         self._channel.send({"type": "load_failed", "slot": order.slot, "reason": reason})

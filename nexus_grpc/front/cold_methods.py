@@ -177,5 +177,3 @@ def cold_handlers(service: InferenceService) -> grpc.GenericRpcHandler:
                 response_serializer=lambda message: message.SerializeToString(),
             )
     return grpc.method_handlers_generic_handler(INFERENCE_SERVICE, handlers)
-
-

@@ -96,7 +96,9 @@ def contract_mismatches() -> list[str]:
         if function is None or tuple(inspect.signature(function).parameters) != expected:
             found.append(f"grpc._server.{name} is missing or takes other parameters than {expected}")
     state = inspect.signature(_server._ServerState.__init__).parameters
-    found += [f"grpc._server._ServerState takes no {name}" for name in ("completion_queue", "server") if name not in state]
+    found += [
+        f"grpc._server._ServerState takes no {name}" for name in ("completion_queue", "server") if name not in state
+    ]
     return [line for line in found if line]
 
 

@@ -45,6 +45,7 @@ class Dispatcher:
     Args:
         bell: this front's doorbell.
         finished: called with (flight, code, total_ns) after each answer, for logging.
+        broken: called with (worker, generation) when a worker writes what cannot be.
         in_flight_bytes_max: bytes of oversize messages in flight at once.
         waiting_max: requests that may wait for a worker to come back.
         respawn_wait_ns: how long such a request waits if it has no deadline.
@@ -55,6 +56,7 @@ class Dispatcher:
         bell: int,
         stats: FrontStats,
         finished: Finished,
+        broken: Callable[[int, int], None],
         in_flight_bytes_max: int,
         waiting_max: int,
         respawn_wait_ns: int,
@@ -68,6 +70,7 @@ class Dispatcher:
         self._sleeper = Sleeper(bell)
         self._stats = stats
         self._finished = finished
+        self._broken = broken
         self._links: tuple[WorkerLink, ...] = ()
         self._rings: tuple[RingConsumer, ...] = ()
         # Flights without a live worker, oldest first, until one comes back.
@@ -163,8 +166,10 @@ class Dispatcher:
             self._waiting.remove(flight)
         else:
             return
-        self._stats.count(FrontWord.CANCELLED)
-        self._account(flight, int(Code.CANCELLED))
+        # The core ends a call at its deadline; seen from here that looks like a client that went away.
+        late = 0 < flight.deadline_ns <= time.monotonic_ns()
+        self._stats.count(FrontWord.DEADLINE_PASSED if late else FrontWord.CANCELLED)
+        self._account(flight, int(Code.DEADLINE_EXCEEDED if late else Code.CANCELLED))
 
     def in_flight(self) -> int:
         return sum([len(link.flights) for link in self._links]) + len(self._waiting)
@@ -191,7 +196,8 @@ class Dispatcher:
         try:
             records = link.responses.poll_nowait(POLL_MAX)
         except RingCorrupted:
-            # The worker is broken: nothing more is read from it. Its watchdog or its death ends it.
+            # The worker is broken: nothing more is read from it, and the supervisor ends it.
+            self._broken(link.worker, link.generation)
             self._drop_link(link)
             return 1
         flights = link.flights

@@ -35,11 +35,11 @@ LOOKAHEAD_BYTES = 4 << 20
 class Front:
     """Control messages:
 
-        routes   the catalogue: what is ready, where
-        attach   a worker's segment, doorbell, side socket and statistics page
-        detach   a worker died
-        listen   bind the port and serve; answered by `ready` or `failed`
-        drain    stop accepting, finish what is in flight, then exit
+    routes   the catalogue: what is ready, where
+    attach   a worker's segment, doorbell, side socket and statistics page
+    detach   a worker died
+    listen   bind the port and serve; answered by `ready` or `failed`
+    drain    stop accepting, finish what is in flight, then exit
     """
 
     def __init__(self, channel: ControlChannel, hello: dict[str, Any], descriptors: list[int]) -> None:
@@ -59,6 +59,7 @@ class Front:
             bell,
             stats,
             self._finished,
+            self._broken,
             in_flight_bytes_max=settings.max_in_flight_bytes,
             waiting_max=settings.max_in_flight,
             respawn_wait_ns=int(settings.respawn_wait_seconds * 1e9),
@@ -160,6 +161,9 @@ class Front:
         stopped = self._server.stop(seconds)
         stopped.wait(seconds + 1)
         self._dispatcher.stop()
+
+    def _broken(self, worker: int, generation: int) -> None:
+        self._channel.send({"type": "broken", "worker": worker, "generation": generation})
 
     def _finished(self, flight: Flight, code: int, total_ns: int) -> None:
         if self._request_log.sampled(code):

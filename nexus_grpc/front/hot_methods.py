@@ -38,4 +38,4 @@ def monotonic_deadline_ns(deadline: float | None, now_ns: int) -> int:
     remaining = NO_DEADLINE_SECONDS if deadline is None else deadline - time.time()
     if not remaining < NO_DEADLINE_SECONDS:
         return 0
-    return max(1, now_ns + int(remaining * 1e9))
+    return max(1, now_ns + int(max(remaining, -1.0) * 1e9))

@@ -115,6 +115,3 @@ def public_server(
     server = grpc.server(thread_pool, options=options)
     server.add_generic_rpc_handlers((HotHandlers(dispatcher, ids),))
     return server
-
-
-

@@ -63,7 +63,13 @@ class Stream:
     """One open call of a streaming method."""
 
     def __init__(
-        self, dispatcher: Submitter, transport: StreamTransport, method: int, request_id: str, deadline_ns: int, window: int
+        self,
+        dispatcher: Submitter,
+        transport: StreamTransport,
+        method: int,
+        request_id: str,
+        deadline_ns: int,
+        window: int,
     ) -> None:
         self.method = method
         self.request_id = request_id

@@ -309,14 +309,8 @@ class WorkerStats(_Writer[WorkerWord]):
         words[_HEARTBEAT_NS] = now_ns
         words[_BUSY_SINCE_NS] = 0
 
-    def queued(self, slot: int, ns: int) -> None:
-        """One request left the queue after `ns`."""
-        words = self._slots[slot]
-        words[bisect_left(LATENCY_BOUNDS_NS, ns)] += 1
-        words[_QUEUE_SUM] += ns
-
-    def queued_all(self, slot: int, waits_ns: list[int]) -> None:
-        """queued() for many."""
+    def queued(self, slot: int, waits_ns: list[int]) -> None:
+        """A batch's requests left the queue after so long."""
         words = self._slots[slot]
         for ns in waits_ns:
             words[bisect_left(LATENCY_BOUNDS_NS, ns)] += 1

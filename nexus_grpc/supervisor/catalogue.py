@@ -1,7 +1,7 @@
 """Which model versions there are, where they are to live, and how far they have got. The supervisor is its only writer.
 
-    version:  LOADING ──▶ READY          (at least one worker holds it)
-                 └──────▶ UNAVAILABLE    (with the reason)
+version:  LOADING ──▶ READY          (at least one worker holds it)
+             └──────▶ UNAVAILABLE    (with the reason)
 """
 
 import base64
@@ -132,9 +132,20 @@ class Catalogue:
         version.state, version.reason = READY, ""
         version.metadata, version.config = metadata, config
 
-    def failed(self, slot: int, reason: str) -> None:
+    def failed(self, slot: int, reason: str, worker: int | None = None) -> None:
+        """A version cannot be loaded: by this worker (others may hold it), or, without one, by any."""
         version = self.by_slot(slot)
-        version.state, version.reason = UNAVAILABLE, reason
+        if worker is None:
+            version.held_by.clear()
+        else:
+            version.held_by.discard(worker)
+        if not version.held_by:
+            version.state, version.reason = UNAVAILABLE, reason
+
+    def worker_gone(self, worker: int) -> None:
+        """A dead worker holds nothing. Versions keep their state: its successor loads them again."""
+        for version in self.versions:
+            version.held_by.discard(worker)
 
     def crashed_while_loading(self, slot: int) -> None:
         """A worker died while it loaded this version."""

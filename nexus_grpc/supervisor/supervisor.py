@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from nexus_grpc import cpus, logs
 from nexus_grpc.ipc.control import Message
@@ -175,8 +176,10 @@ class Supervisor:
             self._catalogue.loaded(message["slot"], worker.index, message["metadata"], message["config"])
             self._load_next(worker)
         elif kind == "load_failed":
-            self._catalogue.failed(message["slot"], message["reason"])
+            self._catalogue.failed(message["slot"], message["reason"], worker.index)
             self._load_next(worker)
+        elif kind == "bug":
+            self._log.error("bug in a worker", worker=worker.index, traceback=message["traceback"])
 
     def _load_next(self, worker: WorkerSlot) -> None:
         """One model at a time, so that it is known which one took a worker down."""
@@ -221,6 +224,7 @@ class Supervisor:
             self._changed.set()
             return
         self._log.error("worker died", worker=child.index, died_of=exit_text(code), child_pid=child.pid)
+        self._catalogue.worker_gone(child.index)
         if worker.loading is not None:
             self._catalogue.crashed_while_loading(worker.loading)
         self._respawn(worker, code)
@@ -241,7 +245,7 @@ class Supervisor:
         asyncio.get_running_loop().call_later(delay, self._spawn_unless_draining, spawn, slot)
         self._update_sources()
 
-    def _spawn_unless_draining(self, spawn, slot) -> None:  # type: ignore[no-untyped-def]
+    def _spawn_unless_draining(self, spawn: Callable[[Any], None], slot: WorkerSlot | FrontSlot) -> None:
         if self._stop.is_set():
             return
         try:
@@ -285,6 +289,8 @@ class Supervisor:
             front.ready = front.ever_ready = True
             front.boot_attempts = 0
             self._changed.set()
+        elif message["type"] == "broken":
+            self._end_broken_worker(message["worker"], message["generation"])
         elif message["type"] == "failed":
             self._log.error("front cannot listen", front=child.index, reason=message["reason"])
             if not front.ever_ready:
@@ -292,6 +298,12 @@ class Supervisor:
                 self._changed.set()
             else:
                 child.kill()
+
+    def _end_broken_worker(self, index: int, generation: int) -> None:
+        worker = self._workers[index]
+        if worker.child is not None and worker.generation == generation:
+            self._log.error("worker wrote what cannot be: replacing it", worker=index)
+            worker.child.kill()
 
     def _on_front_exit(self, child: Child, code: int) -> None:
         front = self._fronts[child.index]
@@ -379,7 +391,9 @@ class Supervisor:
             try:
                 await asyncio.wait_for(asyncio.gather(*waits), seconds)
             except TimeoutError:
-                self._log.warning("processes did not stop in time", pids=[c.pid for c in children if not c.exited.is_set()])
+                self._log.warning(
+                    "processes did not stop in time", pids=[c.pid for c in children if not c.exited.is_set()]
+                )
 
     async def _end_children(self) -> None:
         """Whatever is left is killed: nothing outlives the supervisor's run()."""

@@ -116,6 +116,8 @@ def clean_server(
     """A server that, unless the test ends it, must end with 0 at SIGTERM; in any case nothing of it may be left."""
     shm = shm_names()
     with running_server(tmp_path, *options, repository=repository, prefix=prefix) as server:
+        # One front that answers makes it ready; a census wants them all.
+        wait_until(lambda: '"event": "serving"' in server.log_text(), 20, "every process serves")
         yield server
         if server.process.poll() is None:
             assert server.stop(20) == 0, server.log_text()[-3000:]

@@ -137,7 +137,7 @@ def test_request_duration_is_cumulative_in_seconds(fleet: Fleet) -> None:
 
 def test_stages_batches_and_predecessors_names_sum_over_workers(fleet: Fleet) -> None:
     for worker in fleet.workers:
-        worker.queued(IRIS_1, 60_000)
+        worker.queued(IRIS_1, [60_000])
         worker.batch(IRIS_1, 8, 2, 1_000_000, 2_000_000, 3_000_000)
     fleet.workers[0].batch(IRIS_2, 1, 1, 0, 5_000_000, 0)
     fleet.workers[1].expired(DIGITS)
@@ -264,8 +264,8 @@ def test_names_with_quotes_and_newlines_survive(fleet: Fleet) -> None:
 
 def test_statistics(fleet: Fleet) -> None:
     for worker in fleet.workers:
-        worker.queued(IRIS_1, 70)
-        worker.queued(IRIS_1, 30)
+        worker.queued(IRIS_1, [70])
+        worker.queued(IRIS_1, [30])
         worker.batch(IRIS_1, 5, 2, 10, 20, 30)
         worker.succeeded(IRIS_1, 500)
         worker.failed(IRIS_1, 300)

@@ -87,7 +87,7 @@ def test_untouched_slots_take_no_memory() -> None:
     fd = create_page(PageKind.WORKER)
     try:
         words = open_page(fd)
-        WorkerStats(words).queued(LAST_SLOT, 1)
+        WorkerStats(words).queued(LAST_SLOT, [1])
         assert os.fstat(fd).st_size == len(words) * stats.WORD_BYTES
         assert os.fstat(fd).st_blocks * 512 <= 2 * os.sysconf("SC_PAGESIZE")
     finally:
@@ -141,8 +141,8 @@ def test_readers_refuse_other_slots(slot: int, worker_page: memoryview, front_pa
 def test_worker_slot_exact_values(slot: int, worker_page: memoryview) -> None:
     writer = WorkerStats(worker_page)
     before_ns = time.time_ns()
-    writer.queued(slot, 70_000)
-    writer.queued(slot, 20_000)
+    writer.queued(slot, [70_000])
+    writer.queued(slot, [20_000])
     writer.batch(slot, 8, 2, 30_000, 6_000, 60_000)
     writer.batch(slot, 2000, 1, 1_000, 20_000_000_000, 2_000)
     writer.succeeded(slot, 200_000, 2)
@@ -244,7 +244,7 @@ def test_snapshots_add_up() -> None:
     pages = [make_page(PageKind.WORKER) for _ in range(2)]
     for n, page in enumerate(pages, start=1):
         writer = WorkerStats(page)
-        writer.queued(1, n * 60_000)
+        writer.queued(1, [n * 60_000])
         writer.batch(1, n, n, n, n, n)
         writer.succeeded(1, n, n)
     first, second = (read_model(page, 1) for page in pages)
@@ -274,7 +274,7 @@ def test_histograms_equal_the_reference(latencies: list[int], rows: list[int], s
     worker_page, front_page = make_page(PageKind.WORKER), make_page(PageKind.FRONT)
     worker, front = WorkerStats(worker_page), FrontStats(front_page)
     for ns in latencies:
-        worker.queued(slot, ns)
+        worker.queued(slot, [ns])
         front.completed(slot, Method.BATCH_PREDICT, Code.INTERNAL, ns)
     for row_count in rows:
         worker.batch(slot, row_count, 1, 0, 0, 0)
@@ -291,7 +291,7 @@ PREAMBLE = "import sys; from nexus_grpc.ipc.stats import *; words = open_page(in
 WRITE_WORKER = f"""{PREAMBLE}
 writer = WorkerStats(words)
 for _ in range({WRITES}):
-    writer.queued(2, 60_000)
+    writer.queued(2, [60_000])
     writer.batch(2, 3, 1, 10, 20, 30)
 """
 WRITE_FRONT = f"""{PREAMBLE}

@@ -33,10 +33,12 @@ class Front:
         self.page = open_page(page)
         os.close(page)
         self.finished: list[tuple[RecordedFlight, int]] = []
+        self.broken: list[tuple[int, int]] = []
         self.dispatcher = Dispatcher(
             new_bell(),
             FrontStats(self.page),
             lambda flight, code, _: self.finished.append((flight, code)),  # type: ignore[arg-type]
+            lambda worker, generation: self.broken.append((worker, generation)),
             in_flight_bytes_max=large_max,
             waiting_max=waiting_max,
             respawn_wait_ns=SECOND_NS,
