@@ -96,4 +96,4 @@ class Batcher:
 
     def next_due_ns(self) -> int:
         """When the earliest waiting batch is due; 0 when nothing waits. Only after next_batch gave None."""
-        return min((queue.due_ns() for queue in self._turns), default=0)
+        return min([queue.due_ns() for queue in self._turns]) if self._turns else 0

@@ -149,15 +149,12 @@ class FrontLink:
         return True
 
     def publish(self) -> None:
-        """Put waiting replies into what room there is and make all visible. A fence must follow before wake()."""
+        """Put waiting replies into what room there is, make all visible, and wake the front if it sleeps."""
         while self._waiting and self._put(*self._waiting[0]):
             self._waiting.popleft()
         if self.unpublished:
-            self._responses.publish()
-
-    def wake(self) -> None:
-        self.unpublished = False
-        self._responses.wake()
+            self.unpublished = False
+            self._responses.publish_and_wake()
 
 
 __all__ = ["FrontLink", "HandOverError"]

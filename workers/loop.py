@@ -15,7 +15,7 @@ import numpy as np
 
 from nexus_grpc.ipc.errors import DeadlinePassed, InferenceFailed, ModelUnavailable, NexusError, Overloaded
 from nexus_grpc.ipc.record import ISOLATED, OVERSIZE, Method
-from nexus_grpc.ipc.ring import Sleeper, fence
+from nexus_grpc.ipc.ring import RingConsumer, Sleeper
 from nexus_grpc.ipc.stats import WorkerStats, WorkerWord
 from workers.batcher import Batcher, ModelQueue
 from workers.infer_decode import decode_infer
@@ -32,8 +32,8 @@ from workers.tensors import Array
 INTAKE_MAX = 1024
 # Asleep at most this long: bounds a lost wake-up and keeps the heartbeat fresh.
 SLEEP_MAX_MS = 100.0
-# Batches between two updates of the gauges.
-OBSERVE_EVERY = 16
+# How often the gauges are brought up to date.
+OBSERVE_NS = 50_000_000
 # While replies wait for room in a ring there is nobody to ring us.
 REPLY_RETRY_MS = 1.0
 
@@ -57,22 +57,28 @@ class WorkerLoop:
         self._report = report
         self._batcher = Batcher()
         self._links: list[FrontLink] = []
+        self._rings: list[RingConsumer] = []
         self._running = True
         self._hits = self._misses = 0
+        self._next_observe_ns = 0
         # Work for this thread from the control thread: attach, detach, add a model, stop.
         self.commands: collections.deque[Callable[[], None]] = collections.deque()
 
     # --- commands, called on the loop's thread ---
 
     def attach(self, link: FrontLink) -> None:
-        self._links = [*self._links, link]
+        self._set_links([*self._links, link])
 
     def detach(self, front: int) -> None:
         """Forget a front that is gone: its requests have nobody to answer to."""
         for link in self._links:
             if link.front == front:
                 link.close()
-        self._links = [link for link in self._links if link.front != front]
+        self._set_links([link for link in self._links if link.front != front])
+
+    def _set_links(self, links: list[FrontLink]) -> None:
+        self._links = links
+        self._rings = [link.requests for link in links]
 
     def add_model(self, model: Model) -> None:
         self._batcher.add_model(model)
@@ -83,38 +89,39 @@ class WorkerLoop:
     # --- the loop ---
 
     def run(self) -> None:
-        turn = 0
+        next_batch, monotonic_ns = self._batcher.next_batch, time.monotonic_ns
         while self._running:
             while self.commands:
                 self.commands.popleft()()
             self._intake()
-            found = self._batcher.next_batch(time.monotonic_ns())
+            found = next_batch(monotonic_ns())
             if found is not None:
                 self._execute(*found)
             self._publish()
-            turn += 1
             if found is None:
                 self._sleep()
-            elif turn % OBSERVE_EVERY == 0:
-                self._observe()
 
     def _sleep(self) -> None:
-        timeout_ms = SLEEP_MAX_MS
         now_ns = time.monotonic_ns()
-        due_ns = self._batcher.next_due_ns()
-        if due_ns:
-            timeout_ms = min(timeout_ms, max(0.0, (due_ns - now_ns) / 1e6))
-        if any(link.has_waiting for link in self._links):
-            timeout_ms = min(timeout_ms, REPLY_RETRY_MS)
-        self._observe()
         self._stats.idle(now_ns)
-        rings = [link.requests for link in self._links]
+        if now_ns >= self._next_observe_ns:
+            self._observe(now_ns)
+        rings = self._rings
         if self._sleeper.park(rings):
-            self._sleeper.sleep(timeout_ms)
+            self._sleeper.sleep(self._sleep_ms(now_ns))
         self._sleeper.unpark(rings)
 
-    def _observe(self) -> None:
+    def _sleep_ms(self, now_ns: int) -> float:
+        due_ns = self._batcher.next_due_ns()
+        timeout_ms = min(SLEEP_MAX_MS, max(0.0, (due_ns - now_ns) / 1e6)) if due_ns else SLEEP_MAX_MS
+        for link in self._links:
+            if link.has_waiting:
+                return min(timeout_ms, REPLY_RETRY_MS)
+        return timeout_ms
+
+    def _observe(self, now_ns: int) -> None:
         """Bring the page's gauges and template counts up to date."""
+        self._next_observe_ns = now_ns + OBSERVE_NS
         stats = self._stats
         waiting = [link.occupancy_bytes() for link in self._links]
         stats.gauge(WorkerWord.REQUEST_RING_BYTES, sum(request for request, _ in waiting))
@@ -192,6 +199,8 @@ class WorkerLoop:
         model = queue.model
         started_ns = time.monotonic_ns()
         self._stats.busy(started_ns)
+        if started_ns >= self._next_observe_ns:
+            self._observe(started_ns)
         batch = self._still_wanted(model, batch, started_ns)
         if not batch:
             return
@@ -297,8 +306,6 @@ class WorkerLoop:
         for link in self._links:
             if link.unpublished or link.has_waiting:
                 link.publish()
-                fence()
-                link.wake()
 
 
 def _limit_wait(model: Model, request: Request, timeout_ns: int) -> None:

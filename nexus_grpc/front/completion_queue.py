@@ -1,4 +1,6 @@
-"""The fast transport: grpcio's own completion queue, driven by one thread. The only module that touches grpcio's inside.
+"""The fast transport: grpcio's own completion queue, driven by one thread.
+
+The only module that touches grpcio's inside.
 
 The stock grpc.server owns the port and serves every cold method with its own machinery. The hot methods are registered
 with its core server; their events come out of the same queue and are handled here, without thread pool, futures or
@@ -260,8 +262,10 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
         serving = True
         while serving:
             event = poll()
+            if event.tag is None:  # a final batch is done
+                continue
             with dispatcher.turn:
-                dispatcher.begin()
+                lasting = False
                 while serving:
                     tag = event.tag
                     kind = type(tag)
@@ -273,14 +277,18 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
                     elif tag is not None:
                         serving = self._handle(tag, kind, event)
                     elif event.completion_type == _TIMEOUT:
-                        if not dispatcher.work():
+                        if not (lasting and dispatcher.work()):
                             break
-                    else:  # a final batch is done
+                    elif not lasting:
+                        lasting = True
+                        dispatcher.begin()
+                    else:
                         dispatcher.take_answers()
                     # A call must not outlive its event through this frame.
                     event = tag = None
                     event = poll(0)
-                dispatcher.end()
+                if lasting:
+                    dispatcher.end()
                 event = None
 
     def _handle(self, tag: Any, kind: type, event: Any) -> bool:
@@ -328,10 +336,13 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
 
     def _stream_event(self, tag: _StreamEvent, event: Any) -> None:
         stream = tag.call.stream
+        if stream is None:  # closed: this is what was under way then
+            return
         if tag.kind == _RECEIVED:
             stream.on_message(event.batch_operations[0].message(), time.monotonic_ns())
         elif tag.kind == _SENT:
             stream.on_sent()
         else:
             self._streams.discard(tag.call)
+            tag.call.stream = None  # the two know each other: left so, they would wait for the garbage collector
             stream.on_closed(event.batch_operations[0].cancelled())

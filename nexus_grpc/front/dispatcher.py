@@ -9,6 +9,7 @@ Other threads leave a command.
 """
 
 import collections
+import contextlib
 import ctypes
 import itertools
 import threading
@@ -30,6 +31,7 @@ POLL_MAX = 256
 SLEEP_MAX_MS = 100.0
 # How often flights are looked at for passed deadlines and vanished clients, while there are any.
 SWEEP_NS = 5_000_000
+SWEEP_MS = SWEEP_NS / 1e6
 # A request this old is worth watching for its client's going away; younger ones are mostly answered by now.
 WATCH_AFTER_NS = 100_000_000
 # A request that was being executed by this many workers when they died is to blame for it.
@@ -44,7 +46,8 @@ class Dispatcher:
 
     Args:
         bell: this front's doorbell.
-        finished: called with (flight, code, total_ns) after each answer, for logging.
+        sampled: whether a request that ended with this code is to be logged.
+        finished: called with (flight, code, total_ns) for those, after the answer.
         broken: called with (worker, generation) when a worker writes what cannot be.
         in_flight_bytes_max: bytes of oversize messages in flight at once.
         waiting_max: requests that may wait for a worker to come back.
@@ -55,6 +58,7 @@ class Dispatcher:
         self,
         bell: int,
         stats: FrontStats,
+        sampled: Callable[[int], bool],
         finished: Finished,
         broken: Callable[[int, int], None],
         in_flight_bytes_max: int,
@@ -69,6 +73,7 @@ class Dispatcher:
         self._bell = bell
         self._sleeper = Sleeper(bell)
         self._stats = stats
+        self._sampled = sampled
         self._finished = finished
         self._broken = broken
         self._links: tuple[WorkerLink, ...] = ()
@@ -95,17 +100,16 @@ class Dispatcher:
     def run(self) -> None:
         """The egress thread: sleep until rung, then take the turn."""
         while self._running:
-            self._sleeper.sleep(SWEEP_NS / 1e6 if self._is_busy() else SLEEP_MAX_MS)
+            self._sleeper.sleep(SWEEP_MS if self._is_busy() else SLEEP_MAX_MS)
             with self.turn:
-                self.begin()
-                while self.work():
-                    pass
+                self.work()
                 self.end()
 
-    # --- a turn: begin, work until there is none, end ---
+    # --- a turn ---
 
     def begin(self) -> None:
-        """From here on producers need not ring."""
+        """For a turn that lasts: from here to end() producers need not ring. (They ring once per sleep anyway, so a
+        short turn can do without; it must then end() only if it began.)"""
         self._sleeper.unpark(self._rings)
 
     def end(self) -> None:
@@ -126,7 +130,10 @@ class Dispatcher:
         return done
 
     def _is_busy(self) -> bool:
-        return bool(self._waiting) or any([link.flights for link in self._links])
+        for link in self._links:
+            if link.flights:
+                return True
+        return bool(self._waiting)
 
     def _stop(self) -> None:
         self._running = False
@@ -143,7 +150,7 @@ class Dispatcher:
             if link is None:
                 self._wait_for_worker(flight)
                 return
-            if link.is_oversize(len(flight.message)):
+            if len(flight.message) > link.message_inline_max:
                 self._count_oversize(flight)
             if not link.send_nowait(flight):
                 raise _overloaded(route)
@@ -188,8 +195,7 @@ class Dispatcher:
         """Answer what the workers have published; return how many."""
         taken = 0
         for link in self._links:
-            if link.responses.has_records():
-                taken += self._take_from(link)
+            taken += self._take_from(link)
         return taken
 
     def _take_from(self, link: WorkerLink) -> int:
@@ -200,6 +206,8 @@ class Dispatcher:
             self._broken(link.worker, link.generation)
             self._drop_link(link)
             return 1
+        if not records:
+            return 0
         flights = link.flights
         for (_, code, flags, message_length, sequence), payload in records:
             flight = flights.pop(sequence, None)
@@ -239,10 +247,8 @@ class Dispatcher:
 
     def _drop_late(self, link: WorkerLink, sequence: int, flags: int) -> None:
         if flags & OVERSIZE:
-            try:
+            with contextlib.suppress(HandOverError):  # nothing came, nothing to give back
                 link.take_oversize(sequence).close()
-            except HandOverError:
-                pass  # nothing came, nothing to give back
 
     def _account(self, flight: Flight, code: int) -> None:
         """Every flight ends here, once."""
@@ -251,8 +257,9 @@ class Dispatcher:
         if flight.oversize_bytes:
             self._oversize_bytes -= flight.oversize_bytes
             self._oversize_ended = True
-        self._finished(flight, code, total_ns)
-        flight.message = b""
+            flight.message = b""
+        if self._sampled(code):
+            self._finished(flight, code, total_ns)
 
     # --- sweeping ---
 

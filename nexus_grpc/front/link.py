@@ -6,8 +6,16 @@ import socket
 
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.ipc.oversize import hand_over_nowait, take_over
-from nexus_grpc.ipc.record import ALIGNMENT, ISOLATED, OVERSIZE, REQUEST_HEADER, REQUEST_HEADER_BYTES, RESPONSE_HEADER
-from nexus_grpc.ipc.ring import RingConsumer, RingProducer, fence
+from nexus_grpc.ipc.record import (
+    ALIGNMENT,
+    ISOLATED,
+    OVERSIZE,
+    REQUEST_HEADER,
+    REQUEST_HEADER_BYTES,
+    REQUEST_ID_MAX_BYTES,
+    RESPONSE_HEADER,
+)
+from nexus_grpc.ipc.ring import RingConsumer, RingProducer
 from nexus_grpc.ipc.segment import (
     CANCELLED_WORD,
     EXECUTING_COUNT_WORD,
@@ -21,6 +29,8 @@ from nexus_grpc.ipc.segment import (
     TABLE_ENTRIES,
     map_segment,
 )
+
+_pack_header = REQUEST_HEADER.pack_into
 
 
 class WorkerLink:
@@ -47,6 +57,8 @@ class WorkerLink:
             parked=REQUEST_PARKED_WORD,
             bell=bell,
         )
+        # Larger messages travel by memfd.
+        self.message_inline_max = self._requests.inline_max - REQUEST_HEADER_BYTES - REQUEST_ID_MAX_BYTES
         self.responses = RingConsumer(
             segment.words,
             segment.response,
@@ -66,50 +78,37 @@ class WorkerLink:
             return False
         message = flight.message
         request_id = flight.request_id.encode()
-        length = len(request_id) + len(message)
-        if REQUEST_HEADER_BYTES + length > self._requests.inline_max:
+        if len(message) > self.message_inline_max:
             return self._send_oversize(flight, request_id)
-        return self._put(flight, request_id, request_id + message, 0)
+        return self._put(flight, len(request_id), request_id + message, 0)
 
     def _send_oversize(self, flight: Flight, request_id: bytes) -> bool:
         if self._requests.free_bytes() < REQUEST_HEADER_BYTES + len(request_id) + ALIGNMENT:
             return False
         if not hand_over_nowait(self._side, self._sequence + 1, (flight.message,)):
             return False
-        return self._put(flight, request_id, request_id, OVERSIZE)
+        return self._put(flight, len(request_id), request_id, OVERSIZE)
 
-    def _put(self, flight: Flight, request_id: bytes, content: bytes, flags: int) -> bool:
+    def _put(self, flight: Flight, id_length: int, content: bytes, flags: int) -> bool:
         ring = self._requests
         length = len(content)
         position = ring.claim_nowait(REQUEST_HEADER_BYTES + length)
         if position < 0:
             return False
+        if flight.strikes:
+            flags |= ISOLATED
         self._sequence = flight.sequence = sequence = self._sequence + 1
-        REQUEST_HEADER.pack_into(
-            ring.payload,
-            position,
-            length,
-            flight.method,
-            flags | ISOLATED if flight.strikes else flags,
-            len(request_id),
-            sequence,
-            flight.deadline_ns,
-            flight.arrived_ns,
-            flight.slot,
-            0,
-        )
+        payload = ring.payload
+        _pack_header(
+            payload, position, length, flight.method, flags, id_length, sequence,
+            flight.deadline_ns, flight.arrived_ns, flight.slot, 0,
+        )  # fmt: skip
         start = position + REQUEST_HEADER_BYTES
-        ring.payload[start : start + length] = content
+        payload[start : start + length] = content
         flight.link = self
         self.flights[sequence] = flight
-        ring.publish()
-        fence()
-        ring.wake()
+        ring.publish_and_wake()
         return True
-
-    def is_oversize(self, message_bytes: int) -> bool:
-        """Whether a message of this size travels by memfd."""
-        return message_bytes + REQUEST_HEADER_BYTES + 256 > self._requests.inline_max
 
     def take_oversize(self, sequence: int) -> mmap.mmap:
         """The answer announced by an OVERSIZE record. Raises HandOverError."""

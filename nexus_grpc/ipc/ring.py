@@ -107,6 +107,16 @@ class RingProducer:
             self._rung = ticket
             os.eventfd_write(self._bell, 1)
 
+    def publish_and_wake(self) -> None:
+        """publish(), fence and wake() in one, for the hot path."""
+        words = self._words
+        words[self._published_word] = self._pending
+        fence()
+        ticket = words[self._parked_word]
+        if ticket != self._rung and ticket:
+            self._rung = ticket
+            os.eventfd_write(self._bell, 1)
+
     def occupancy_bytes(self) -> int:
         return self._pending - int(self._words[self._released_word])
 

@@ -37,6 +37,7 @@ class Front:
         self.dispatcher = Dispatcher(
             new_bell(),
             FrontStats(self.page),
+            lambda code: True,
             lambda flight, code, _: self.finished.append((flight, code)),  # type: ignore[arg-type]
             lambda worker, generation: self.broken.append((worker, generation)),
             in_flight_bytes_max=large_max,
@@ -349,7 +350,6 @@ def test_the_egress_thread_serves_when_no_call_comes(front: Front) -> None:
         flight = front.submit()
         front.dispatcher.end()
     pair.reply(flight.sequence, b"")
-    pair.back.wake()
     assert done.wait(30)
     front.dispatcher.stop()
     thread.join(30)
