@@ -265,7 +265,7 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
             if event.tag is None:  # a final batch is done
                 continue
             with dispatcher.turn:
-                lasting = False
+                dispatcher.begin()
                 while serving:
                     tag = event.tag
                     kind = type(tag)
@@ -276,19 +276,14 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
                         self._arrived(tag, event)
                     elif tag is not None:
                         serving = self._handle(tag, kind, event)
-                    elif event.completion_type == _TIMEOUT:
-                        if not (lasting and dispatcher.work()):
-                            break
-                    elif not lasting:
-                        lasting = True
-                        dispatcher.begin()
-                    else:
+                    elif event.completion_type != _TIMEOUT:
                         dispatcher.take_answers()
+                    elif not dispatcher.work() and not dispatcher.linger():
+                        break
                     # A call must not outlive its event through this frame.
                     event = tag = None
                     event = poll(0)
-                if lasting:
-                    dispatcher.end()
+                dispatcher.end()
                 event = None
 
     def _handle(self, tag: Any, kind: type, event: Any) -> bool:
