@@ -259,6 +259,7 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
     def _ingress(self) -> None:
         """Wait for an event; then, holding the turn, serve until nothing is left: events, answers, chores."""
         dispatcher, poll = self._dispatcher, self._state.completion_queue.poll
+        arrived, submit, take_answers = self._arrived, dispatcher.submit, dispatcher.take_answers
         serving = True
         while serving:
             event = poll()
@@ -270,14 +271,19 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
                     tag = event.tag
                     kind = type(tag)
                     if kind is UnaryFlight:
-                        self._message_came(tag, event)
-                        dispatcher.take_answers()
+                        tag.message = event.batch_operations[0].message()
+                        if tag.message is None:
+                            self._no_message(tag)
+                        else:
+                            submit(tag)
+                            take_answers()
                     elif kind is _HotMethod:
-                        self._arrived(tag, event)
+                        if event.success:
+                            arrived(tag, event)
                     elif tag is not None:
                         serving = self._handle(tag, kind, event)
                     elif event.completion_type != _TIMEOUT:
-                        dispatcher.take_answers()
+                        take_answers()
                     elif not dispatcher.work() and not dispatcher.linger():
                         break
                     # A call must not outlive its event through this frame.
@@ -297,19 +303,12 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
             return bool(_server._process_event_and_continue(self._state, event))
         return True
 
-    def _message_came(self, flight: UnaryFlight, event: Any) -> None:
-        message = event.batch_operations[0].message()
-        if message is None:
-            # The client closed without one, went away, or sent one over the limit (the core has answered that).
-            refusal = InvalidInput("the call carried no message, or one over the server's limit")
-            self._dispatcher.refuse(flight, refusal)
-        else:
-            flight.message = message
-            self._dispatcher.submit(flight)
+    def _no_message(self, flight: UnaryFlight) -> None:
+        """The client closed without one, went away, or sent one over the limit (the core has answered that)."""
+        flight.message = b""
+        self._dispatcher.refuse(flight, InvalidInput("the call carried no message, or one over the server's limit"))
 
     def _arrived(self, hot: _HotMethod, event: Any) -> None:
-        if not event.success:  # the server is shutting down
-            return
         self._request(hot)
         now_ns = time.monotonic_ns()
         if now_ns >= self._dispatcher.next_sweep_ns:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 from nexus_grpc.front.flight import Flight, fail_with
-from nexus_grpc.front.link import WorkerLink
+from nexus_grpc.front.link import ANSWERS_PUBLISHED, ANSWERS_RELEASED, WorkerLink
 from nexus_grpc.front.routes import Route, RouteTable
 from nexus_grpc.ipc.errors import Code, DeadlinePassed, InferenceFailed, ModelUnavailable, NexusError, Overloaded
 from nexus_grpc.ipc.oversize import HandOverError
@@ -38,7 +38,7 @@ WATCH_AFTER_NS = 100_000_000
 # A request that was being executed by this many workers when they died is to blame for it.
 STRIKES_MAX = 2
 # How long the turn is kept for answers that are due.
-LINGER_NS = int(os.environ.get("XLINGER","200000"))
+LINGER_NS = 200_000
 VAIN_LINGERS_MAX = 6
 _malloc_trim = ctypes.CDLL(None).malloc_trim
 
@@ -176,7 +176,8 @@ class Dispatcher:
             route = self.routes.find(flight.message)
             flight.route = route
             flight.slot = route.slot
-            link = route.pick()
+            links = route.links
+            link = links[0] if len(links) == 1 else route.pick()
             if link is None:
                 self._wait_for_worker(flight)
                 return
@@ -225,7 +226,9 @@ class Dispatcher:
         """Answer what the workers have published; return how many."""
         taken = 0
         for link in self._links:
-            taken += self._take_from(link)
+            words = link.answer_words
+            if words[ANSWERS_PUBLISHED] != words[ANSWERS_RELEASED]:
+                taken += self._take_from(link)
         return taken
 
     def _take_from(self, link: WorkerLink) -> int:
@@ -236,12 +239,10 @@ class Dispatcher:
             self._broken(link.worker, link.generation)
             self._drop_link(link)
             return 1
-        if not records:
-            return 0
         self._linger_until_ns = self._vain_lingers = 0
-        flights = link.flights
+        take_flight = link.flights.pop
         for (_, code, flags, message_length, sequence), payload in records:
-            flight = flights.pop(sequence, None)
+            flight = take_flight(sequence, None)
             if flight is None:
                 self._stats.count(FrontWord.LATE_REPLIES)
                 self._drop_late(link, sequence, flags)

@@ -103,7 +103,7 @@ class Front:
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_ping_strikes", 0),
-            *[(k, int(v)) for k, _, v in (x.partition("=") for x in os.environ.get("XOPT","").split(",") if x)],
+            *[(k, int(v)) for k, _, v in (x.partition("=") for x in os.environ.get("XOPT", "").split(",") if x)],
         ]
 
     def control(self) -> None:

@@ -31,6 +31,8 @@ from nexus_grpc.ipc.segment import (
 )
 
 _pack_header = REQUEST_HEADER.pack_into
+# Where WorkerLink.answer_words has the two cursors of the response ring.
+ANSWERS_PUBLISHED, ANSWERS_RELEASED = 0, RESPONSE_RELEASED_WORD - RESPONSE_PUBLISHED_WORD
 
 
 class WorkerLink:
@@ -43,6 +45,8 @@ class WorkerLink:
         os.close(segment_fd)
         self.worker = worker
         self.generation = generation
+        # Its first and its last word tell whether there are answers (see ANSWERS_PUBLISHED).
+        self.answer_words = segment.words[RESPONSE_PUBLISHED_WORD : RESPONSE_RELEASED_WORD + 1]
         self.flights: dict[int, Flight] = {}
         self._bell = bell
         self._side = socket.socket(fileno=side_fd)
@@ -74,41 +78,41 @@ class WorkerLink:
 
     def send_nowait(self, flight: Flight) -> bool:
         """Put a flight's record into the ring. False when the worker has all it may have; nothing is changed then."""
-        if len(self.flights) >= self._in_flight_max:
+        flights = self.flights
+        if len(flights) >= self._in_flight_max:
             return False
+        content = request_id = flight.request_id.encode()
+        flags = ISOLATED if flight.strikes else 0
         message = flight.message
-        request_id = flight.request_id.encode()
-        if len(message) > self.message_inline_max:
-            return self._send_oversize(flight, request_id)
-        return self._put(flight, len(request_id), request_id + message, 0)
-
-    def _send_oversize(self, flight: Flight, request_id: bytes) -> bool:
-        if self._requests.free_bytes() < REQUEST_HEADER_BYTES + len(request_id) + ALIGNMENT:
+        if len(message) <= self.message_inline_max:
+            content = request_id + message
+        elif self._hand_over(request_id, message):
+            flags |= OVERSIZE
+        else:
             return False
-        if not hand_over_nowait(self._side, self._sequence + 1, (flight.message,)):
-            return False
-        return self._put(flight, len(request_id), request_id, OVERSIZE)
-
-    def _put(self, flight: Flight, id_length: int, content: bytes, flags: int) -> bool:
         ring = self._requests
         length = len(content)
         position = ring.claim_nowait(REQUEST_HEADER_BYTES + length)
         if position < 0:
             return False
-        if flight.strikes:
-            flags |= ISOLATED
         self._sequence = flight.sequence = sequence = self._sequence + 1
         payload = ring.payload
         _pack_header(
-            payload, position, length, flight.method, flags, id_length, sequence,
+            payload, position, length, flight.method, flags, len(request_id), sequence,
             flight.deadline_ns, flight.arrived_ns, flight.slot, 0,
         )  # fmt: skip
         start = position + REQUEST_HEADER_BYTES
         payload[start : start + length] = content
         flight.link = self
-        self.flights[sequence] = flight
+        flights[sequence] = flight
         ring.publish_and_wake()
         return True
+
+    def _hand_over(self, request_id: bytes, message: bytes) -> bool:
+        """Send a large message ahead of its record, if there is room for the record."""
+        if self._requests.free_bytes() < REQUEST_HEADER_BYTES + len(request_id) + ALIGNMENT:
+            return False
+        return hand_over_nowait(self._side, self._sequence + 1, (message,))
 
     def take_oversize(self, sequence: int) -> mmap.mmap:
         """The answer announced by an OVERSIZE record. Raises HandOverError."""

@@ -14,7 +14,7 @@ import threading
 import setproctitle
 
 PR_SET_PDEATHSIG = 1
-GC_YOUNG_OBJECTS = int(os.environ.get("XGC","10000"))
+GC_YOUNG_OBJECTS = int(os.environ.get("XGC", "10000"))
 # sysexits.h EX_SOFTWARE: an internal error.
 EXIT_THREAD_DIED = 70
 
