@@ -32,6 +32,8 @@ from workers.tensors import Array
 INTAKE_MAX = 1024
 # Asleep at most this long: bounds a lost wake-up and keeps the heartbeat fresh.
 SLEEP_MAX_MS = 100.0
+# Batches that may wait to be written into the statistics while there is work.
+SETTLE_EVERY = 32
 # How often the gauges are brought up to date.
 OBSERVE_NS = 50_000_000
 # While replies wait for room in a ring there is nobody to ring us.
@@ -61,6 +63,8 @@ class WorkerLoop:
         self._running = True
         self._hits = self._misses = 0
         self._next_observe_ns = 0
+        # Batches that are answered and not yet in the statistics: slot, rows, arrivals, clock.
+        self._ended: list[tuple[int, int, list[int], Clock]] = []
         # Work for this thread from the control thread: attach, detach, add a model, stop.
         self.commands: collections.deque[Callable[[], None]] = collections.deque()
 
@@ -99,7 +103,10 @@ class WorkerLoop:
                 self._execute(*found)
             self._publish()
             if found is None:
+                self._settle()
                 self._sleep()
+            elif len(self._ended) >= SETTLE_EVERY:
+                self._settle()
 
     def _sleep(self) -> None:
         now_ns = time.monotonic_ns()
@@ -276,12 +283,21 @@ class WorkerLoop:
         outputs = model.run(feeds, batch[0].oversize)
         inferred_ns = time.monotonic_ns()
         result = _checked(model, outputs, rows)
-        self._answer(batch, result, Clock(started_ns, assembled_ns, inferred_ns))
-        slot, stats = model.slot, self._stats
-        output_ns = time.monotonic_ns() - inferred_ns
-        stats.queued(slot, [started_ns - request.arrived_ns for request in batch])
-        stats.batch(slot, rows, len(batch), assembled_ns - started_ns, inferred_ns - assembled_ns, output_ns)
-        stats.succeeded(slot, sum([inferred_ns - request.arrived_ns for request in batch]), len(batch))
+        clock = Clock(started_ns, assembled_ns, inferred_ns)
+        self._answer(batch, result, clock)
+        clock.answered_ns = time.monotonic_ns()
+        self._ended.append((model.slot, rows, [request.arrived_ns for request in batch], clock))
+
+    def _settle(self) -> None:
+        """Write down the batches that have ended: not before their answers are out, and many at once (code that runs
+        now and then runs cold, and costs several times as much)."""
+        stats = self._stats
+        for slot, rows, arrivals_ns, clock in self._ended:
+            count = len(arrivals_ns)
+            stats.queued(slot, [clock.started_ns - arrived_ns for arrived_ns in arrivals_ns])
+            stats.batch(slot, rows, count, clock.assembly_ns, clock.inference_ns, clock.output_ns)
+            stats.succeeded(slot, clock.inferred_ns * count - sum(arrivals_ns), count)
+        self._ended.clear()
 
     def _answer(self, batch: list[Request], result: BatchResult, clock: Clock) -> None:
         form = batch[0].form

@@ -24,14 +24,27 @@ class Timings:
 
 
 class Clock:
-    """When a batch started, was assembled and was inferred (CLOCK_MONOTONIC nanoseconds)."""
+    """When a batch started, was assembled, inferred and answered (CLOCK_MONOTONIC nanoseconds)."""
 
-    __slots__ = ("assembled_ns", "inferred_ns", "started_ns")
+    __slots__ = ("answered_ns", "assembled_ns", "inferred_ns", "started_ns")
 
     def __init__(self, started_ns: int, assembled_ns: int, inferred_ns: int) -> None:
         self.started_ns = started_ns
         self.assembled_ns = assembled_ns
         self.inferred_ns = inferred_ns
+        self.answered_ns = inferred_ns
+
+    @property
+    def assembly_ns(self) -> int:
+        return self.assembled_ns - self.started_ns
+
+    @property
+    def inference_ns(self) -> int:
+        return self.inferred_ns - self.assembled_ns
+
+    @property
+    def output_ns(self) -> int:
+        return self.answered_ns - self.inferred_ns
 
     def timings(self, arrived_ns: int, batch_size: int) -> Timings:
         """As one of the batch's requests saw them."""

@@ -109,7 +109,7 @@ class UnaryFlight(Flight):
 
     __slots__ = ("call",)
 
-    def __init__(self, call: Any, method: int, request_id: str, deadline_ns: int, arrived_ns: int) -> None:
+    def __init__(self, call: Any, method: int, request_id: bytes, deadline_ns: int, arrived_ns: int) -> None:
         super().__init__(method, request_id, deadline_ns, arrived_ns)
         self.call = call
 
@@ -160,7 +160,7 @@ class _HotMethod:
 class _StreamCall:
     """A streaming call's transport."""
 
-    def __init__(self, call: Any, request_id: str) -> None:
+    def __init__(self, call: Any, request_id: bytes) -> None:
         self.call = call
         self.stream: Any = None
         self._request_id = request_id
@@ -322,7 +322,7 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
             flight = UnaryFlight(call, hot.method, request_id, deadline_ns, now_ns)
             call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), flight)
 
-    def _open_stream(self, hot: _HotMethod, call: Any, request_id: str, deadline_ns: int) -> None:
+    def _open_stream(self, hot: _HotMethod, call: Any, request_id: bytes, deadline_ns: int) -> None:
         transport = _StreamCall(call, request_id)
         stream = Stream(self._dispatcher, transport, hot.method, request_id, deadline_ns, self._stream_window)
         self._streams.add(transport)

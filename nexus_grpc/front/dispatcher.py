@@ -37,6 +37,8 @@ SWEEP_MS = SWEEP_NS / 1e6
 WATCH_AFTER_NS = 100_000_000
 # A request that was being executed by this many workers when they died is to blame for it.
 STRIKES_MAX = 2
+# Flights that may wait to be written into the statistics while there is work.
+SETTLE_EVERY = 64
 # How long the turn is kept for answers that are due.
 LINGER_NS = 200_000
 VAIN_LINGERS_MAX = 6
@@ -86,6 +88,8 @@ class Dispatcher:
         self._waiting: collections.deque[Flight] = collections.deque()
         self._waiting_max = waiting_max
         self._respawn_wait_ns = respawn_wait_ns
+        # Flights that are answered and not yet in the statistics and the log: flight, code, total_ns.
+        self._ended: list[tuple[Flight, int, int]] = []
         self._oversize_bytes = 0
         self._oversize_bytes_max = in_flight_bytes_max
         self._oversize_ended = False
@@ -123,6 +127,7 @@ class Dispatcher:
         """Before the turn is given up: have the producers ring again, and miss nothing that came before they knew."""
         while not self._sleeper.park(self._rings):
             self.take_answers()
+        self._settle()
 
     def work(self) -> int:
         """Everything but arrivals, once: commands, answers, sweep. Returns how much there was."""
@@ -240,6 +245,7 @@ class Dispatcher:
             self._drop_link(link)
             return 1
         self._linger_until_ns = self._vain_lingers = 0
+        now_ns, ended = time.monotonic_ns(), self._ended
         take_flight = link.flights.pop
         for (_, code, flags, message_length, sequence), payload in records:
             flight = take_flight(sequence, None)
@@ -248,9 +254,13 @@ class Dispatcher:
                 self._drop_late(link, sequence, flags)
             elif code == 0 and not flags:
                 flight.succeed(payload)
-                self._account(flight, 0)
+                if flight.oversize_bytes:
+                    self._release_oversize(flight)
+                ended.append((flight, 0, now_ns - flight.arrived_ns))
             else:
                 self._finish_odd(link, flight, code, flags, payload, message_length)
+        if len(ended) >= SETTLE_EVERY:
+            self._settle()
         return len(records)
 
     def _finish_odd(
@@ -283,15 +293,25 @@ class Dispatcher:
                 link.take_oversize(sequence).close()
 
     def _account(self, flight: Flight, code: int) -> None:
-        """Every flight ends here, once."""
-        total_ns = time.monotonic_ns() - flight.arrived_ns
-        self._stats.completed(flight.slot, flight.method, code, total_ns)
+        """Every flight ends here, or beside a success in _take_from, once."""
         if flight.oversize_bytes:
-            self._oversize_bytes -= flight.oversize_bytes
-            self._oversize_ended = True
-            flight.message = b""
-        if self._sampled(code):
-            self._finished(flight, code, total_ns)
+            self._release_oversize(flight)
+        self._ended.append((flight, code, time.monotonic_ns() - flight.arrived_ns))
+
+    def _release_oversize(self, flight: Flight) -> None:
+        self._oversize_bytes -= flight.oversize_bytes
+        self._oversize_ended = True
+        flight.message = b""
+
+    def _settle(self) -> None:
+        """Write down the flights that have ended: many at once, as code that runs now and then runs cold, and costs
+        several times as much."""
+        completed, sampled = self._stats.completed, self._sampled
+        for flight, code, total_ns in self._ended:
+            completed(flight.slot, flight.method, code, total_ns)
+            if sampled(code):
+                self._finished(flight, code, total_ns)
+        self._ended.clear()
 
     # --- sweeping ---
 
@@ -309,6 +329,7 @@ class Dispatcher:
         if self._waiting:
             self._sweep_waiting(now_ns)
         self._stats.gauge(FrontWord.IN_FLIGHT, self.in_flight())
+        self._settle()
         if self._oversize_ended:
             self._oversize_ended = False
             _malloc_trim(0)
@@ -413,8 +434,9 @@ class RequestIds:
 
     def __init__(self, random_bytes: bytes) -> None:
         digits = random_bytes.hex()
-        self._prefix = f"{digits[:8]}-{digits[8:12]}-8{digits[12:15]}-a{digits[15:18]}-"
+        prefix = f"{digits[:8]}-{digits[8:12]}-8{digits[12:15]}-a{digits[15:18]}-"
+        self._format = prefix.encode() + b"%012x"
         self._counter = itertools.count(1)
 
-    def next(self) -> str:
-        return f"{self._prefix}{next(self._counter):012x}"
+    def next(self) -> bytes:
+        return self._format % next(self._counter)

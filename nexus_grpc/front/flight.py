@@ -10,6 +10,7 @@ class Flight(abc.ABC):
     """One request in flight. The transport (completion queue, public API, stream) says how it is answered.
 
     Attributes:
+        request_id: ASCII.
         message: the client's bytes, kept until the answer so that a request can be dispatched again.
         deadline_ns, arrived_ns: CLOCK_MONOTONIC; deadline 0 = none.
         slot: model-version slot, 0 until routed.
@@ -34,7 +35,7 @@ class Flight(abc.ABC):
         "watched",
     )
 
-    def __init__(self, method: int, request_id: str, deadline_ns: int, arrived_ns: int) -> None:
+    def __init__(self, method: int, request_id: bytes, deadline_ns: int, arrived_ns: int) -> None:
         self.method = method
         self.request_id = request_id
         self.deadline_ns = deadline_ns

@@ -173,7 +173,7 @@ class Front:
             method=Method(flight.method).name,
             code=code,
             latency_us=total_ns // 1000,
-            request_id=flight.request_id,
+            request_id=flight.request_id.decode(),
             model=route.name if isinstance(route, Route) else "",
             version=route.version if isinstance(route, Route) else "",
         )

@@ -25,11 +25,11 @@ REQUEST_ID_KEY = "x-request-id"
 _WELL_FORMED = re.compile(rf"[A-Za-z0-9._:/+=@-]{{1,{REQUEST_ID_MAX_BYTES}}}").fullmatch
 
 
-def request_id_of(metadata: Iterable[tuple[str, str | bytes]], ids: RequestIds) -> str:
+def request_id_of(metadata: Iterable[tuple[str, str | bytes]], ids: RequestIds) -> bytes:
     """The call's x-request-id when it is well-formed, else a new one."""
     for key, value in metadata:
         if key == REQUEST_ID_KEY and isinstance(value, str) and _WELL_FORMED(value):
-            return value
+            return value.encode()
     return ids.next()
 
 

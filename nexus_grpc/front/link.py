@@ -81,7 +81,7 @@ class WorkerLink:
         flights = self.flights
         if len(flights) >= self._in_flight_max:
             return False
-        content = request_id = flight.request_id.encode()
+        content = request_id = flight.request_id
         flags = ISOLATED if flight.strikes else 0
         message = flight.message
         if len(message) <= self.message_inline_max:

@@ -27,7 +27,7 @@ class PublicFlight(Flight):
 
     __slots__ = ("code", "details", "done", "error", "payload")
 
-    def __init__(self, method: int, request_id: str, deadline_ns: int, message: bytes) -> None:
+    def __init__(self, method: int, request_id: bytes, deadline_ns: int, message: bytes) -> None:
         super().__init__(method, request_id, deadline_ns, time.monotonic_ns())
         self.message = message
         self.done = threading.Event()
@@ -64,9 +64,9 @@ class HotHandlers(grpc.GenericRpcHandler):
             return grpc.stream_stream_rpc_method_handler(self._stream(int(method)))
         return grpc.unary_unary_rpc_method_handler(self._unary(int(method)))
 
-    def _begin(self, context: grpc.ServicerContext) -> tuple[str, int]:
+    def _begin(self, context: grpc.ServicerContext) -> tuple[bytes, int]:
         request_id = request_id_of(context.invocation_metadata() or (), self._ids)
-        context.send_initial_metadata(((REQUEST_ID_KEY, request_id),))
+        context.send_initial_metadata(((REQUEST_ID_KEY, request_id.decode()),))
         remaining = context.time_remaining()
         none = remaining is None or remaining >= NO_DEADLINE_SECONDS
         deadline_ns = 0 if none else time.monotonic_ns() + int(remaining * 1e9)

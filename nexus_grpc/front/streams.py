@@ -67,7 +67,7 @@ class Stream:
         dispatcher: Submitter,
         transport: StreamTransport,
         method: int,
-        request_id: str,
+        request_id: bytes,
         deadline_ns: int,
         window: int,
     ) -> None:

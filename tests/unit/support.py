@@ -94,7 +94,7 @@ class RecordedFlight(Flight):
     __slots__ = ("outcomes", "watches")
 
     def __init__(self, message: bytes = b"", deadline_ns: int = 0, arrived_ns: int = 0, method: int = 0) -> None:
-        super().__init__(method, "an-id", deadline_ns, arrived_ns)
+        super().__init__(method, b"an-id", deadline_ns, arrived_ns)
         self.message = message
         self.outcomes: list[tuple[int, str, bytes]] = []
         self.watches = 0

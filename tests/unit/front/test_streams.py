@@ -19,7 +19,7 @@ class Call:
         self.finished: list[tuple[int, str]] = []
         self.submitted: list[StreamFlight] = []
         self.cancelled: list[Flight] = []
-        self.stream = Stream(self, self, method, "an-id", 99, window)
+        self.stream = Stream(self, self, method, b"an-id", 99, window)
 
     def receive(self) -> None:
         self.receives += 1
@@ -72,7 +72,7 @@ def test_a_flight_carries_what_the_call_carries() -> None:
     call = Call()
     call.message(b"content")
     [flight] = call.submitted
-    assert (flight.message, flight.request_id, flight.deadline_ns, flight.arrived_ns) == (b"content", "an-id", 99, 5)
+    assert (flight.message, flight.request_id, flight.deadline_ns, flight.arrived_ns) == (b"content", b"an-id", 99, 5)
     assert flight.method == Method.MODEL_STREAM_INFER
 
 
