@@ -144,3 +144,13 @@ def assign(cpus: Sequence[int], workers: int) -> list[tuple[int, ...]]:
         sets.append(tuple(rest[start:end]))
         start = end
     return sets
+
+
+def front_cpus(cpus: Sequence[int], index: int) -> tuple[int, list[int]]:
+    """Front number `index`'s core for its own threads, and the cores for those of gRPC's core.
+
+    Kept apart because they wake each other at every event: on one core they would wait for each other, and left to the
+    scheduler they follow each other around (docs/decisions/0006).
+    """
+    own = cpus[index % len(cpus)]
+    return own, [core for core in cpus if core != own] or [own]

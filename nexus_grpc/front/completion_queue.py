@@ -24,6 +24,7 @@ from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.hot_methods import PATHS, REQUEST_ID_KEY, STREAMING, monotonic_deadline_ns, request_id_of
 from nexus_grpc.front.streams import Stream
 from nexus_grpc.ipc.errors import InvalidInput
+from nexus_grpc.ipc.process import move_to_core
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY
 
@@ -209,8 +210,10 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
         thread_pool: futures.ThreadPoolExecutor,
         options: list[tuple[str, Any]],
         stream_window: int,
+        core: int,
     ) -> None:
         super().__init__(thread_pool, (), (), options, None, None, False)
+        self._core = core
         self._dispatcher = dispatcher
         self._ids = ids
         self._stream_window = stream_window
@@ -258,6 +261,7 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
 
     def _ingress(self) -> None:
         """Wait for an event; then, holding the turn, serve until nothing is left: events, answers, chores."""
+        move_to_core(self._core)
         dispatcher, poll = self._dispatcher, self._state.completion_queue.poll
         arrived, submit, take_answers = self._arrived, dispatcher.submit, dispatcher.take_answers
         serving = True

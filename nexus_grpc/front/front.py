@@ -48,6 +48,7 @@ class Front:
         self._log = logs.logger()
         self._request_log = logs.RequestLog(settings.log_sample)
         self._channel = channel
+        self._core = hello["own_cpu"]
         self._settings = settings
         page_fd, bell = descriptors
         stats = FrontStats(open_page(page_fd))
@@ -84,7 +85,9 @@ class Front:
             pool = futures.ThreadPoolExecutor(THREADS + COLD_THREADS, thread_name_prefix="call")
             return public_server(self._dispatcher, ids, pool, self._options())
         pool = futures.ThreadPoolExecutor(COLD_THREADS, thread_name_prefix="cold")
-        return CompletionQueueServer(self._dispatcher, ids, pool, self._options(), self._settings.stream_window)
+        return CompletionQueueServer(
+            self._dispatcher, ids, pool, self._options(), self._settings.stream_window, self._core
+        )
 
     def _options(self) -> list[tuple[str, Any]]:
         return [
@@ -103,7 +106,6 @@ class Front:
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_ping_strikes", 0),
-            *[(k, int(v)) for k, _, v in (x.partition("=") for x in os.environ.get("XOPT", "").split(",") if x)],
         ]
 
     def control(self) -> None:

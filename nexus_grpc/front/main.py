@@ -5,7 +5,7 @@ import sys
 import threading
 
 from nexus_grpc.ipc.control import ChannelClosed, ControlChannel
-from nexus_grpc.ipc.process import control_socket, settle_memory, start_child
+from nexus_grpc.ipc.process import control_socket, move_to_core, settle_memory, start_child
 
 # Hand the interpreter over quickly between the ingress and the egress thread (CPython's default is 5 ms).
 SWITCH_INTERVAL_S = 0.0005
@@ -16,7 +16,7 @@ def main() -> None:
     hello, descriptors = channel.receive()
     start_child("front", hello["index"], hello["supervisor_pid"], hello["cpus"])
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    # Only now what imports grpc: it starts threads, which inherit affinity.
+    # Only now what imports grpc: it starts threads, which inherit affinity. Ours move to a core of their own later.
     from nexus_grpc.front.front import Front
 
     front = Front(channel, hello, descriptors)
@@ -29,6 +29,7 @@ def main() -> None:
 
     threading.Thread(target=control, daemon=True, name="control").start()
     settle_memory()
+    move_to_core(hello["own_cpu"])
     front.run()
     # The core's threads have nothing left to say; an orderly interpreter exit could only hang on them.
     sys.stderr.flush()

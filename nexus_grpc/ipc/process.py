@@ -14,7 +14,7 @@ import threading
 import setproctitle
 
 PR_SET_PDEATHSIG = 1
-GC_YOUNG_OBJECTS = int(os.environ.get("XGC", "10000"))
+GC_YOUNG_OBJECTS = 10_000
 # sysexits.h EX_SOFTWARE: an internal error.
 EXIT_THREAD_DIED = 70
 
@@ -42,6 +42,11 @@ def _die_of_thread(arguments: threading.ExceptHookArgs) -> None:
     sys.__excepthook__(arguments.exc_type, arguments.exc_value or arguments.exc_type(), arguments.exc_traceback)
     sys.stderr.flush()
     os._exit(EXIT_THREAD_DIED)
+
+
+def move_to_core(core: int) -> None:
+    """Bind the calling thread alone."""
+    os.sched_setaffinity(0, [core])
 
 
 def settle_memory() -> None:

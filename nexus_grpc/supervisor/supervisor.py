@@ -264,7 +264,8 @@ class Supervisor:
         child = Child("front", front.index, front.generation, self._on_front_message, self._on_front_exit)
         front.begin(child)
         child.spawn("nexus_grpc.front.main")
-        child.send({**self._hello(child), "cpus": self._cpus}, front.new_descriptors())
+        own, others = cpus.front_cpus(self._cpus, front.index)
+        child.send({**self._hello(child), "cpus": others, "own_cpu": own}, front.new_descriptors())
         for worker in self._workers:
             if worker.ready:
                 self._join(front, worker, front)
