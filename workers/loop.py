@@ -357,7 +357,7 @@ def _checked(model: Model, outputs: list[Array], rows: int) -> BatchResult:
         for spec, array in zip(model.outputs, served, strict=True):
             if array.ndim == 0 or array.shape[0] != rows:
                 raise InferenceFailed(
-                    f"output '{spec.name}' of model '{model.name}' has shape {list(array.shape)} for a batch of {rows} rows;"
-                    " set max_batch_size: 0 in its config.pbtxt"
+                    f"output '{spec.name}' of model '{model.name}' has shape {list(array.shape)} for a batch of {rows}"
+                    " rows; set max_batch_size: 0 in its config.pbtxt"
                 )
     return BatchResult(model, served, rows)

@@ -19,9 +19,10 @@ from typing import Any
 
 import grpc
 
-from nexus_grpc.front.dispatcher import Dispatcher, RequestIds
+from nexus_grpc.front.dispatcher import Dispatcher
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.hot_methods import PATHS, REQUEST_ID_KEY, STREAMING, monotonic_deadline_ns, request_id_of
+from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.streams import Stream
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.ipc.process import move_to_core

@@ -11,13 +11,12 @@ Other threads leave a command.
 import collections
 import contextlib
 import ctypes
-import itertools
-import os
 import threading
 import time
 from collections.abc import Callable
 
 from nexus_grpc.front.flight import Flight, fail_with
+from nexus_grpc.front.lingering import Lingering
 from nexus_grpc.front.link import ANSWERS_PUBLISHED, ANSWERS_RELEASED, WorkerLink
 from nexus_grpc.front.routes import Route, RouteTable
 from nexus_grpc.ipc.errors import Code, DeadlinePassed, InferenceFailed, ModelUnavailable, NexusError, Overloaded
@@ -39,9 +38,6 @@ WATCH_AFTER_NS = 100_000_000
 STRIKES_MAX = 2
 # Flights that may wait to be written into the statistics while there is work.
 SETTLE_EVERY = 64
-# How long the turn is kept for answers that are due.
-LINGER_NS = 200_000
-VAIN_LINGERS_MAX = 6
 _malloc_trim = ctypes.CDLL(None).malloc_trim
 
 Finished = Callable[[Flight, int, int], None]
@@ -93,9 +89,7 @@ class Dispatcher:
         self._oversize_bytes = 0
         self._oversize_bytes_max = in_flight_bytes_max
         self._oversize_ended = False
-        self._linger_until_ns = 0
-        self._vain_lingers = 0
-        self._lingers_left_out = 0
+        self._lingering = Lingering()
         self._running = True
 
     # --- any thread, without the turn ---
@@ -142,33 +136,11 @@ class Dispatcher:
         return done
 
     def linger(self) -> bool:
-        """With nothing to do and answers due any moment: give way once to who else wants the core, and say whether to
-        look again. A doorbell costs its writer a system call and its sleeper 30 to 70 µs on a virtual machine; most
-        answers of small models come sooner.
-
-        False once LINGER_NS have passed without an answer; then the next lingers are left out, twice as many each time
-        (slow models are not worth it).
-        """
-        if self._lingers_left_out or not self._is_busy():
-            self._lingers_left_out -= self._lingers_left_out > 0
-            self._linger_until_ns = 0
-            return False
-        now_ns = time.monotonic_ns()
-        if not self._linger_until_ns:
-            self._linger_until_ns = now_ns + LINGER_NS
-        elif now_ns > self._linger_until_ns:
-            self._linger_until_ns = 0
-            self._vain_lingers = min(self._vain_lingers + 1, VAIN_LINGERS_MAX)
-            self._lingers_left_out = (1 << self._vain_lingers) - 1
-            return False
-        os.sched_yield()
-        return True
+        """With nothing to do: whether to look again, as answers are due any moment (lingering.py)."""
+        return self._is_busy() and self._lingering.again()
 
     def _is_busy(self) -> bool:
-        for link in self._links:
-            if link.flights:
-                return True
-        return bool(self._waiting)
+        return self.in_flight() > 0
 
     def _stop(self) -> None:
         self._running = False
@@ -184,8 +156,7 @@ class Dispatcher:
             links = route.links
             link = links[0] if len(links) == 1 else route.pick()
             if link is None:
-                self._wait_for_worker(flight)
-                return
+                return self._wait_for_worker(flight)
             if len(flight.message) > link.message_inline_max:
                 self._count_oversize(flight)
             if not link.send_nowait(flight):
@@ -244,7 +215,7 @@ class Dispatcher:
             self._broken(link.worker, link.generation)
             self._drop_link(link)
             return 1
-        self._linger_until_ns = self._vain_lingers = 0
+        self._lingering.answered()
         now_ns, ended = time.monotonic_ns(), self._ended
         take_flight = link.flights.pop
         for (_, code, flags, message_length, sequence), payload in records:
@@ -427,16 +398,3 @@ class Dispatcher:
 def _overloaded(route: Route | None) -> Overloaded:
     name = route.name if route is not None else ""
     return Overloaded(f"model '{name}' has all the requests in flight that it can take; try again later")
-
-
-class RequestIds:
-    """Makes request ids: UUID-shaped (version 8: vendor-specific), a random prefix per process and a counter."""
-
-    def __init__(self, random_bytes: bytes) -> None:
-        digits = random_bytes.hex()
-        prefix = f"{digits[:8]}-{digits[8:12]}-8{digits[12:15]}-a{digits[15:18]}-"
-        self._format = prefix.encode() + b"%012x"
-        self._counter = itertools.count(1)
-
-    def next(self) -> bytes:
-        return self._format % next(self._counter)

@@ -59,7 +59,7 @@ class Flight(abc.ABC):
 
     @abc.abstractmethod
     def watch(self) -> None:
-        """Ask to be told (Dispatcher.cancel) when the client goes away. Called once the request has been in flight a while."""
+        """Ask to be told (Dispatcher.cancel) when the client goes away. Called once the request is no longer young."""
 
 
 def fail_with(flight: Flight, error: NexusError) -> None:

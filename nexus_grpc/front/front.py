@@ -12,11 +12,12 @@ from nexus_grpc import logs
 from nexus_grpc.front.catalogue import Catalogue
 from nexus_grpc.front.cold_methods import InferenceService, cold_handlers
 from nexus_grpc.front.completion_queue import CompletionQueueServer, contract_mismatches
-from nexus_grpc.front.dispatcher import Dispatcher, RequestIds
+from nexus_grpc.front.dispatcher import Dispatcher
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.link import WorkerLink
 from nexus_grpc.front.public_api import THREADS, public_server
 from nexus_grpc.front.reflection import Health, add_reflection
+from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.routes import Route
 from nexus_grpc.ipc.control import ControlChannel, Message
 from nexus_grpc.ipc.record import Method

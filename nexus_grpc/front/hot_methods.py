@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Iterable
 
-from nexus_grpc.front.dispatcher import RequestIds
+from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.ipc.record import REQUEST_ID_MAX_BYTES, Method
 
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
@@ -34,7 +34,7 @@ def request_id_of(metadata: Iterable[tuple[str, str | bytes]], ids: RequestIds) 
 
 
 def monotonic_deadline_ns(deadline: float | None, now_ns: int) -> int:
-    """gRPC gives deadlines in wall-clock seconds; 0 = none. Both clocks are read now, so a later clock jump is harmless."""
+    """gRPC gives deadlines in wall-clock seconds; 0 = none. Both clocks are read now: later clock jumps do no harm."""
     remaining = NO_DEADLINE_SECONDS if deadline is None else deadline - time.time()
     if not remaining < NO_DEADLINE_SECONDS:
         return 0

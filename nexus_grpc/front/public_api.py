@@ -11,9 +11,10 @@ from typing import Any
 
 import grpc
 
-from nexus_grpc.front.dispatcher import Dispatcher, RequestIds
+from nexus_grpc.front.dispatcher import Dispatcher
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.hot_methods import NO_DEADLINE_SECONDS, PATHS, REQUEST_ID_KEY, STREAMING, request_id_of
+from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.streams import WRAP_ANSWER, WRAP_ERROR
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY
 

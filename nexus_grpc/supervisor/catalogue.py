@@ -69,7 +69,7 @@ class Version:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Placement:
-    """Which workers there are: `shared` hold every model that asks for nothing else; a dedicated one holds one model."""
+    """Which workers there are: `shared` hold every model that asks for nothing else, a dedicated one holds one."""
 
     shared: int
     dedicated: tuple[str, ...]

@@ -122,7 +122,8 @@ class WorkerSlot(Slot):
 
 def join(front: FrontSlot, worker: WorkerSlot, ring_bytes: int) -> None:
     """Make a fresh segment and side socket for a pair and hand an end to each. Raises SegmentError."""
-    assert front.child is not None and worker.child is not None
+    assert front.child is not None
+    assert worker.child is not None
     segment = create_segment(ring_bytes, worker.generation)
     front_side, worker_side = new_side_sockets()
     message = {"type": "attach", "worker": worker.index, "front": front.index, "generation": worker.generation}

@@ -22,9 +22,10 @@ from nexus_grpc.supervisor import catalogue as catalogue_module
 from nexus_grpc.supervisor.banner import print_banner
 from nexus_grpc.supervisor.catalogue import Catalogue, place
 from nexus_grpc.supervisor.child import Child, exit_text
-from nexus_grpc.supervisor.metrics import MetricsServer, MetricsSources, ModelVersion, ProcessSource, Role, serve
+from nexus_grpc.supervisor.metrics import MetricsServer, MetricsSources, serve
 from nexus_grpc.supervisor.pool import FrontSlot, WorkerSlot, join
 from nexus_grpc.supervisor.ports import PortTaken, claim_port
+from nexus_grpc.supervisor.sources import sources_of
 
 EXIT_FINE, EXIT_FORCED = 0, 1
 WATCHDOG_TICK_SECONDS = 0.5
@@ -94,8 +95,8 @@ class Supervisor:
             return serve(lambda: self._sources, self._settings.host, port)
         except OSError as error:
             raise PortTaken(
-                f"{self._settings.host}:{port} cannot be bound for metrics ({error.strerror}); stop what listens there or"
-                " choose another --metrics-port (0 = off)"
+                f"{self._settings.host}:{port} cannot be bound for metrics ({error.strerror}); stop what listens"
+                " there or choose another --metrics-port (0 = off)"
             ) from None
 
     def _take_signals(self) -> None:
@@ -252,7 +253,7 @@ class Supervisor:
             spawn(slot)
         except OSError as error:  # no process or descriptor to be had: perhaps later
             self._log.error("cannot start a process", role=slot.role, slot=slot.index, reason=str(error))
-            if slot.child.pid:
+            if slot.child is not None and slot.child.pid:
                 slot.child.kill()  # its exit is followed by another try
             else:
                 slot.end()
@@ -353,18 +354,7 @@ class Supervisor:
 
     def _update_sources(self) -> None:
         """What the metrics thread reads: replaced whole."""
-        processes = [ProcessSource(Role.SUPERVISOR, 0, os.getpid())]
-        for role, slots in ((Role.FRONT, self._fronts), (Role.WORKER, self._workers)):
-            for slot in slots:
-                if slot.child is not None:
-                    processes.append(ProcessSource(role, slot.index, slot.child.pid, slot.page))
-        self._sources = MetricsSources(
-            processes=tuple(processes),
-            models={v.slot: ModelVersion(v.name, v.version) for v in self._catalogue.versions if v.slot and v.version},
-            models_ready_count=self._catalogue.ready_count,
-            worker_restarts={worker.index: worker.restarts for worker in self._workers},
-            started_at_s=self._started_at_s,
-        )
+        self._sources = sources_of(self._fronts, self._workers, self._catalogue, self._started_at_s)
 
     # --- stopping ---
 

@@ -1,6 +1,7 @@
 """What the unit, property and fuzz tests share: real rings between a front's and a worker's end, tiny models."""
 
 import dataclasses
+import gc
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ REQUEST_WORDS = {
 
 def open_descriptors() -> set[str]:
     """The numbers of this process's open file descriptors."""
+    gc.collect()  # what earlier tests left must not be closed between two looks
     found = os.listdir("/proc/self/fd")
     return {number for number in found if os.path.lexists(f"/proc/self/fd/{number}")}
 

@@ -7,7 +7,8 @@ import time
 import pytest
 from google.rpc import status_pb2
 
-from nexus_grpc.front.dispatcher import STRIKES_MAX, Dispatcher, RequestIds
+from nexus_grpc.front.dispatcher import STRIKES_MAX, Dispatcher
+from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.ipc.errors import Code, InvalidInput
 from nexus_grpc.ipc.record import ISOLATED, OVERSIZE, RESPONSE_HEADER, RESPONSE_HEADER_BYTES
 from nexus_grpc.ipc.ring import new_bell
@@ -181,6 +182,7 @@ def test_a_cancelled_request_is_accounted_and_not_answered(front: Front) -> None
     front.dispatcher.cancel(flight)
     assert pair.back.is_cancelled(flight.sequence)
     assert flight.outcomes == []
+    front.turn()
     assert front.finished == [(flight, int(Code.CANCELLED))]
     assert front.dispatcher.in_flight() == 0
 
@@ -210,6 +212,7 @@ def test_what_has_no_route_is_refused(front: Front) -> None:
     flight = front.submit(pb.ModelInferRequest(model_name="nobody").SerializeToString())
     assert flight.code == Code.NOT_FOUND
     assert status_pb2.Status.FromString(flight.outcomes[0][2]).code == Code.NOT_FOUND
+    front.turn()
     assert read_front_model(front.page, 0).requests[0][int(Code.NOT_FOUND)] == 1
 
 

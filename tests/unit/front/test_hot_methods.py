@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from nexus_grpc.front.dispatcher import RequestIds
 from nexus_grpc.front.hot_methods import PATHS, STREAMING, monotonic_deadline_ns, request_id_of
+from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.ipc.record import REQUEST_ID_MAX_BYTES, Method
 from nexus_grpc.pb.inference import grpc_service_pb2
 from nexus_grpc.pb.nexus.v1 import inference_pb2
