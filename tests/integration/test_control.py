@@ -172,9 +172,12 @@ def test_deadline_in_the_queue(client: Client, server: Server) -> None:
     assert time.monotonic() - started < 8
 
 
-def test_the_servers_own_words_for_a_passed_deadline(client: Client) -> None:
+def test_the_servers_own_words_for_a_passed_deadline(client: Client, server: Server) -> None:
     """`timeout` in the request is the server's to enforce, so the answer comes from there, with details."""
-    busy = client.infer.multicallable.future(slow_request(0.5), timeout=20)
+    busy = client.infer.multicallable.future(slow_request(1), timeout=20)
+    deadline = time.monotonic() + 5
+    while not server.metric("nexus_in_flight") and time.monotonic() < deadline:
+        time.sleep(0.01)
     request = slow_request(0.001)
     request.parameters["timeout"].int64_param = 20_000
     refused = refusal(lambda: client.infer(request))
