@@ -34,7 +34,7 @@ bench: $(VENV)/.dev  ## measure against a grpc.aio echo; writes loadtest/RESULTS
 	$(BIN)/python loadtest/bench.py $(ARGS)
 
 tools:  ## build grpcurl and ghz into .tools/bin (needs Go)
-	@if command -v go >/dev/null || [ "$$CI" = true ]; then sh tools/build.sh; \
+	@if command -v go >/dev/null || [ "$$CI" = true ]; then bash tools/build.sh; \
 	else echo "go is not installed: tests that need grpcurl and ghz are skipped"; fi
 
 models: $(VENV)/.dev  ## rebuild the demo models

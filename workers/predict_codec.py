@@ -1,7 +1,6 @@
 """nexus.v1 Predict and BatchPredict: flat features in, a prediction out. Decoders raise only InvalidInput."""
 
 import datetime
-import time
 from typing import Any
 
 import numpy as np
@@ -147,7 +146,7 @@ def _probabilities_index(model: Model) -> int:
 
 
 class PredictForm:
-    """A PredictResponse."""
+    """How the answer to a Predict looks."""
 
     __slots__ = ("request_id", "spec", "timing")
 
@@ -165,54 +164,33 @@ class PredictForm:
         return None
 
     def encode(self, result: BatchResult, first: int, last: int, timings: Timings, request_id: bytes) -> bytes:
-        model = result.model
-        response = pb.PredictResponse(
-            model_id=model.name,
-            request_id=self.request_id or request_id.decode("ascii", "replace"),
-            model_version=model.version,
-            variant=DEFAULT_VARIANT,
-            latency_ms=timings.total_us / 1000,
-            timestamp=_utc_now(),
-            batch_size=timings.batch_size,
-        )
+        response = pb.PredictResponse(**self.head(result, timings, request_id))
         fill_prediction(response, result, first)
-        if self.timing:
-            response.timing.CopyFrom(stage_timings(timings))
         return bytes(response.SerializeToString())
 
+    def head(self, result: BatchResult, timings: Timings, request_id: bytes) -> dict[str, Any]:
+        """The fields that PredictResponse and BatchPredictResponse share."""
+        fields = {
+            "model_id": result.model.name,
+            "request_id": self.request_id or request_id.decode("ascii", "replace"),
+            "model_version": result.model.version,
+            "variant": DEFAULT_VARIANT,
+            "latency_ms": timings.total_us / 1000,
+            "timestamp": _utc_now(),
+            "batch_size": timings.batch_size,
+        }
+        return {**fields, "timing": stage_timings(timings)} if self.timing else fields
 
-class BatchPredictForm:
-    """A BatchPredictResponse: one Prediction per row."""
 
-    __slots__ = ("request_id", "spec", "timing")
+class BatchPredictForm(PredictForm):
+    """How the answer to a BatchPredict looks: one Prediction per row. It makes no templates: pieces() is not used."""
 
-    def __init__(self, spec: TensorSpec, request_id: str, timing: bool) -> None:
-        self.spec = spec
-        self.request_id = request_id
-        self.timing = timing
-
-    def pieces(self, tensors: list[bytes]) -> list[Piece]:
-        raise AssertionError("BatchPredict makes no templates")
-
-    def encode_all(self, result: BatchResult, count: int) -> list[bytes] | None:
-        """None: each answer carries its own id and times."""
-        return None
+    __slots__ = ()
 
     def encode(self, result: BatchResult, first: int, last: int, timings: Timings, request_id: bytes) -> bytes:
-        model = result.model
-        response = pb.BatchPredictResponse(
-            model_id=model.name,
-            request_id=self.request_id or request_id.decode("ascii", "replace"),
-            model_version=model.version,
-            variant=DEFAULT_VARIANT,
-            latency_ms=timings.total_us / 1000,
-            timestamp=_utc_now(),
-            batch_size=timings.batch_size,
-        )
+        response = pb.BatchPredictResponse(**self.head(result, timings, request_id))
         for row in range(first, last):
             fill_prediction(response.predictions.add(), result, row)
-        if self.timing:
-            response.timing.CopyFrom(stage_timings(timings))
         return bytes(response.SerializeToString())
 
 
@@ -238,8 +216,3 @@ def stage_timings(timings: Timings) -> pb.StageTimings:
         infer_us=timings.infer_us,
         total_us=timings.total_us,
     )
-
-
-def elapsed_us(since_ns: int) -> int:
-    """Microseconds since a CLOCK_MONOTONIC instant."""
-    return (time.monotonic_ns() - since_ns) // 1000

@@ -11,8 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
-from operator import add, attrgetter
+from operator import attrgetter
 from wsgiref.simple_server import WSGIServer
 
 import psutil
@@ -20,7 +19,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from nexus_grpc.ipc.errors import Code, UnknownModel
+from nexus_grpc.ipc.errors import Code
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.stats import (
     BATCH_BOUNDS,
@@ -38,7 +37,6 @@ from nexus_grpc.ipc.stats import (
 )
 
 _NS_PER_SECOND = 1_000_000_000
-_NS_PER_MS = 1_000_000
 
 
 class Role(enum.StrEnum):
@@ -81,43 +79,6 @@ class MetricsSources:
         """The (process index, page) of every process of this role that has a page."""
         return [(p.index, p.page) for p in self.processes if p.role is role and p.page is not None]
 
-
-def statistics(sources: MetricsSources, model: str, version: str) -> dict[str, int]:
-    """The cumulative numbers of inference.ModelStatistics for one model version, summed over workers.
-
-    Keys: last_inference (ms since the epoch, 0 = never), inference_count (rows), execution_count (batches), and
-    <part>_count (requests) and <part>_ns for success, fail, queue, compute_input, compute_infer and compute_output.
-
-    Raises:
-        UnknownModel: no slot has this name and version.
-    """
-    slots = [slot for slot, name in sources.models.items() if name == ModelVersion(model, version)]
-    if not slots:
-        raise UnknownModel(f"model {model!r} has no version {version!r}")
-    snapshots = [read_model(page, slot) for _, page in sources.pages(Role.WORKER) for slot in slots]
-    if not snapshots:
-        return dict.fromkeys(_STATISTICS, 0)
-    total = reduce(add, snapshots)
-    return {key: int(read(total)) for key, read in _STATISTICS.items()}
-
-
-_STATISTICS: dict[str, Callable[[ModelSnapshot], int]] = {
-    "last_inference": lambda model: model.last_inference_ns // _NS_PER_MS,
-    "inference_count": attrgetter("batch_size.sum"),
-    "execution_count": attrgetter("batch_size.count"),
-    "success_count": attrgetter("success_count"),
-    "success_ns": attrgetter("success_ns"),
-    "fail_count": attrgetter("fail_count"),
-    "fail_ns": attrgetter("fail_ns"),
-    "queue_count": attrgetter("queue.count"),
-    "queue_ns": attrgetter("queue.sum"),
-    "compute_input_count": attrgetter("compute_count"),
-    "compute_input_ns": attrgetter("compute_input_ns"),
-    "compute_infer_count": attrgetter("compute_count"),
-    "compute_infer_ns": attrgetter("compute_infer_ns"),
-    "compute_output_count": attrgetter("compute_count"),
-    "compute_output_ns": attrgetter("compute_output_ns"),
-}
 
 _FRONT_COUNTERS: tuple[tuple[str, str, Callable[[FrontSnapshot], int]], ...] = (
     ("nexus_late_replies", "Replies that came after their request had ended; dropped.", attrgetter("late_replies")),

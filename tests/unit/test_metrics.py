@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from nexus_grpc.ipc.errors import Code, UnknownModel
+from nexus_grpc.ipc.errors import Code
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.stats import FrontStats, FrontWord, PageKind, WorkerStats, WorkerWord, create_page, open_page
 from nexus_grpc.supervisor.metrics import (
@@ -24,7 +24,6 @@ from nexus_grpc.supervisor.metrics import (
     ProcessSource,
     Role,
     serve,
-    statistics,
 )
 
 IRIS_1, IRIS_2, DIGITS = 1, 2, 3
@@ -260,37 +259,6 @@ def test_names_with_quotes_and_newlines_survive(fleet: Fleet) -> None:
     fleet.fronts[0].completed(IRIS_1, Method.PREDICT, Code.OK, 1)
     series = scrape(fleet.sources(models={IRIS_1: ModelVersion(name, "1")}))
     assert series[key("model_predictions_total", model_id=name, status="success")] == 1
-
-
-def test_statistics(fleet: Fleet) -> None:
-    for worker in fleet.workers:
-        worker.queued(IRIS_1, [70])
-        worker.queued(IRIS_1, [30])
-        worker.batch(IRIS_1, 5, 2, 10, 20, 30)
-        worker.succeeded(IRIS_1, 500)
-        worker.failed(IRIS_1, 300)
-    got = statistics(fleet.sources(), "iris", "1")
-    assert got.pop("last_inference") > 1_600_000_000_000
-    assert got == {
-        "inference_count": 10,
-        "execution_count": 2,
-        "success_count": 2,
-        "success_ns": 1000,
-        "fail_count": 2,
-        "fail_ns": 600,
-        "queue_count": 4,
-        "queue_ns": 200,
-        "compute_input_count": 4,
-        "compute_input_ns": 40,
-        "compute_infer_count": 4,
-        "compute_infer_ns": 80,
-        "compute_output_count": 4,
-        "compute_output_ns": 120,
-    }
-    assert set(statistics(fleet.sources(), "iris", "2").values()) == {0}
-    assert set(statistics(fleet.sources(processes=()), "iris", "2").values()) == {0}
-    with pytest.raises(UnknownModel, match="'iris' has no version '9'"):
-        statistics(fleet.sources(), "iris", "9")
 
 
 @pytest.fixture
