@@ -6,27 +6,20 @@ import mmap
 import os
 import socket
 
+from nexus_grpc.ipc.ends import request_consumer, response_producer
 from nexus_grpc.ipc.errors import Code, NexusError, Overloaded
 from nexus_grpc.ipc.oversize import HandOverError, hand_over_nowait, take_over
 from nexus_grpc.ipc.record import (
     ERROR_MESSAGE_MAX_BYTES,
     OVERSIZE,
-    REQUEST_HEADER,
     RESPONSE_HEADER,
     RESPONSE_HEADER_BYTES,
 )
 from nexus_grpc.ipc.rich_errors import status_bytes
-from nexus_grpc.ipc.ring import RingConsumer, RingProducer
 from nexus_grpc.ipc.segment import (
     CANCELLED_WORD,
     EXECUTING_COUNT_WORD,
     EXECUTING_WORD,
-    REQUEST_PARKED_WORD,
-    REQUEST_PUBLISHED_WORD,
-    REQUEST_RELEASED_WORD,
-    RESPONSE_PARKED_WORD,
-    RESPONSE_PUBLISHED_WORD,
-    RESPONSE_RELEASED_WORD,
     TABLE_ENTRIES,
     map_segment,
 )
@@ -45,22 +38,8 @@ class FrontLink:
         self._side = socket.socket(fileno=side_fd)
         self._words = segment.words
         self._cancelled = segment.words[CANCELLED_WORD : CANCELLED_WORD + TABLE_ENTRIES]
-        self.requests = RingConsumer(
-            segment.words,
-            segment.request,
-            REQUEST_HEADER,
-            published=REQUEST_PUBLISHED_WORD,
-            released=REQUEST_RELEASED_WORD,
-            parked=REQUEST_PARKED_WORD,
-        )
-        self._responses = RingProducer(
-            segment.words,
-            segment.response,
-            published=RESPONSE_PUBLISHED_WORD,
-            released=RESPONSE_RELEASED_WORD,
-            parked=RESPONSE_PARKED_WORD,
-            bell=bell,
-        )
+        self.requests = request_consumer(segment)
+        self._responses = response_producer(segment, bell)
         self._waiting: collections.deque[Reply] = collections.deque()
         self.unpublished = False
 

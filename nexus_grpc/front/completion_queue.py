@@ -248,9 +248,6 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
         for call in list(self._streams):
             call.stream.drain()
 
-    def open_streams(self) -> int:
-        return len(self._streams)
-
     def _request(self, hot: _HotMethod) -> None:
         """Ask the core for the next call of a hot method."""
         queue = self._state.completion_queue
@@ -331,6 +328,7 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
         transport = _StreamCall(call, request_id)
         stream = Stream(self._dispatcher, transport, hot.method, request_id, deadline_ns, self._stream_window)
         self._streams.add(transport)
+        self._dispatcher.streams_open = len(self._streams)
         transport.open(stream)
 
     def _stream_event(self, tag: _StreamEvent, event: Any) -> None:
@@ -343,5 +341,6 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
             stream.on_sent()
         else:
             self._streams.discard(tag.call)
+            self._dispatcher.streams_open = len(self._streams)
             tag.call.stream = None  # the two know each other: left so, they would wait for the garbage collector
             stream.on_closed(event.batch_operations[0].cancelled())

@@ -71,6 +71,7 @@ class Dispatcher:
         self.routes = RouteTable()
         # When the next sweep is due (CLOCK_MONOTONIC).
         self.next_sweep_ns = 0
+        self.streams_open = 0
         self.commands: collections.deque[Callable[[], None]] = collections.deque()
         self._bell = bell
         self._sleeper = Sleeper(bell)
@@ -105,7 +106,7 @@ class Dispatcher:
     def run(self) -> None:
         """The egress thread: sleep until rung, then take the turn."""
         while self._running:
-            self._sleeper.sleep(SWEEP_MS if self._is_busy() else SLEEP_MAX_MS)
+            self._sleeper.sleep(SWEEP_MS if self.in_flight() else SLEEP_MAX_MS)
             with self.turn:
                 self.work()
                 self.end()
@@ -137,10 +138,7 @@ class Dispatcher:
 
     def linger(self) -> bool:
         """With nothing to do: whether to look again, as answers are due any moment (lingering.py)."""
-        return self._is_busy() and self._lingering.again()
-
-    def _is_busy(self) -> bool:
-        return self.in_flight() > 0
+        return self.in_flight() > 0 and self._lingering.again()
 
     def _stop(self) -> None:
         self._running = False
@@ -300,6 +298,7 @@ class Dispatcher:
         if self._waiting:
             self._sweep_waiting(now_ns)
         self._stats.gauge(FrontWord.IN_FLIGHT, self.in_flight())
+        self._stats.gauge(FrontWord.STREAMS_OPEN, self.streams_open)
         self._settle()
         if self._oversize_ended:
             self._oversize_ended = False

@@ -5,6 +5,7 @@ import os
 import socket
 
 from nexus_grpc.front.flight import Flight
+from nexus_grpc.ipc.ends import request_producer, response_consumer
 from nexus_grpc.ipc.oversize import hand_over_nowait, take_over
 from nexus_grpc.ipc.record import (
     ALIGNMENT,
@@ -13,17 +14,11 @@ from nexus_grpc.ipc.record import (
     REQUEST_HEADER,
     REQUEST_HEADER_BYTES,
     REQUEST_ID_MAX_BYTES,
-    RESPONSE_HEADER,
 )
-from nexus_grpc.ipc.ring import RingConsumer, RingProducer
 from nexus_grpc.ipc.segment import (
     CANCELLED_WORD,
     EXECUTING_COUNT_WORD,
     EXECUTING_WORD,
-    REQUEST_PARKED_WORD,
-    REQUEST_PUBLISHED_WORD,
-    REQUEST_RELEASED_WORD,
-    RESPONSE_PARKED_WORD,
     RESPONSE_PUBLISHED_WORD,
     RESPONSE_RELEASED_WORD,
     TABLE_ENTRIES,
@@ -53,24 +48,10 @@ class WorkerLink:
         self._words = segment.words
         self._sequence = 0
         self._in_flight_max = in_flight_max
-        self._requests = RingProducer(
-            segment.words,
-            segment.request,
-            published=REQUEST_PUBLISHED_WORD,
-            released=REQUEST_RELEASED_WORD,
-            parked=REQUEST_PARKED_WORD,
-            bell=bell,
-        )
+        self._requests = request_producer(segment, bell)
         # Larger messages travel by memfd.
         self.message_inline_max = self._requests.inline_max - REQUEST_HEADER_BYTES - REQUEST_ID_MAX_BYTES
-        self.responses = RingConsumer(
-            segment.words,
-            segment.response,
-            RESPONSE_HEADER,
-            published=RESPONSE_PUBLISHED_WORD,
-            released=RESPONSE_RELEASED_WORD,
-            parked=RESPONSE_PARKED_WORD,
-        )
+        self.responses = response_consumer(segment)
 
     def close(self) -> None:
         self._side.close()

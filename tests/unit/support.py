@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import os
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,21 @@ REQUEST_WORDS = {
 
 
 def open_descriptors() -> set[str]:
-    """The numbers of this process's open file descriptors."""
+    """The numbers of this process's open file descriptors, once they have settled.
+
+    gRPC's core closes what earlier tests opened from threads of its own, at a time of its own.
+    """
     gc.collect()  # what earlier tests left must not be closed between two looks
+    found = _listed_descriptors()
+    for _ in range(100):
+        time.sleep(0.01)
+        before, found = found, _listed_descriptors()
+        if before == found:
+            break
+    return found
+
+
+def _listed_descriptors() -> set[str]:
     found = os.listdir("/proc/self/fd")
     return {number for number in found if os.path.lexists(f"/proc/self/fd/{number}")}
 
