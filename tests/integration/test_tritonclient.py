@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -161,7 +162,12 @@ def test_repository_index(client: triton.InferenceServerClient) -> None:
 
 def test_statistics_grow(client: triton.InferenceServerClient) -> None:
     def now() -> Any:
-        return client.get_inference_statistics("iris", client_timeout=TIMEOUT_S).model_stats[0]
+        """Statistics once they stand still: an answer is counted just after it is sent."""
+        last = None
+        while (stats := client.get_inference_statistics("iris", client_timeout=TIMEOUT_S).model_stats[0]) != last:
+            last = stats
+            time.sleep(0.2)
+        return stats
 
     before = now()
     for _ in range(5):
