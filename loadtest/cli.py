@@ -14,7 +14,7 @@ import psutil
 from rich.console import Console
 from rich.markup import escape
 
-from loadtest import h2load, plan, processes, report
+from loadtest import h2load, payloads, plan, processes, report, wrk
 from loadtest.plan import ROWS, Row
 from loadtest.runner import Reference, Runner
 
@@ -106,6 +106,8 @@ def _model(arguments: argparse.Namespace) -> Path:
     model: Path = arguments.model_repository / "iris" / "1" / "model.onnx"
     if not h2load.is_installed():
         raise _UsageError(h2load.INSTALL_HINT)
+    if {row.kind for row in arguments.selected} & {"rest", "envoy"} and not wrk.is_installed():
+        raise _UsageError(wrk.INSTALL_HINT)
     if not model.is_file():
         raise _UsageError(f"There is no {model}: build the demo models, or name their folder with --model-repository.")
     if not arguments.nexus.is_file():
@@ -116,22 +118,27 @@ def _model(arguments: argparse.Namespace) -> Path:
 def _bench(arguments: argparse.Namespace, given: list[str], progress: Console) -> int:
     model, rows = _model(arguments), arguments.selected
     load_before, cpu_before = os.getloadavg()[0], psutil.cpu_times()
-    kinds = {row.kind for row in rows}
+    kinds, reference = {row.kind for row in rows}, Reference(model)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nexus-bench-")))
         servers = {}
         if "echo" in kinds:
             servers["echo"] = stack.enter_context(processes.echo_server(folder))
-        if kinds & {"nexus", "idle"}:
+        if "envoy" in kinds:
+            floor = payloads.rest_answer(reference.expected(1))
+            servers["envoy"] = stack.enter_context(processes.envoy_server(folder, floor))
+        if kinds & {"nexus", "rest", "idle"}:
             progress.print("starting nexus serve …")
             servers["nexus"] = stack.enter_context(
-                processes.nexus_server(folder, arguments.nexus, arguments.model_repository, arguments.workers)
+                processes.nexus_server(
+                    folder, arguments.nexus, arguments.model_repository, arguments.workers, rest="rest" in kinds
+                )
             )
 
         def say(line: str) -> None:
             progress.print(escape(line), soft_wrap=True)
 
-        runner = Runner(servers, Reference(model), folder, arguments.seconds, say)
+        runner = Runner(servers, reference, folder, arguments.seconds, say)
         results = runner.run(rows, arguments.repeat)
     targets = plan.targets(results)
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=150)

@@ -1,6 +1,7 @@
 """A real gRPC client, for what h2load cannot see: whether the answers to these very bytes are OK, and right."""
 
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,23 @@ def _send(channel: Any, call: Call) -> list[bytes]:
     if call.is_stream:
         return list(channel.stream_stream(call.path)(iter(call.messages), timeout=TIMEOUT_S))
     return [channel.unary_unary(call.path)(call.messages[0], timeout=TIMEOUT_S)]
+
+
+def verify_rest(origin: str, call: Call) -> bytes:
+    """Sends the call's JSON by POST and checks the answer; returns it."""
+    request = urllib.request.Request(
+        origin + call.path, data=call.messages[0], headers={"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            answer: bytes = response.read()
+    except OSError as error:
+        raise VerificationError(f"POST {call.path}: {error}") from error
+    try:
+        call.check(answer)
+    except Exception as error:
+        raise VerificationError(f"POST {call.path}: {error}") from error
+    return answer
 
 
 def wait_for(target: str, ready: Callable[[grpc.Channel], bool], is_alive: Callable[[], bool], limit_s: float) -> None:

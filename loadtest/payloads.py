@@ -3,18 +3,21 @@
 Nothing is random: every row of a run, and every run, sends the same flowers.
 """
 
+import json
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from google.protobuf import json_format
 
 from nexus_grpc.pb.inference import grpc_service_pb2 as oip
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as nexus
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 PREDICT = "/nexus.v1.Inference/Predict"
+REST_PREDICT = "/predict"
 PREDICT_STREAM = "/nexus.v1.Inference/PredictStream"
 
 MODEL_NAME = "iris"
@@ -79,6 +82,30 @@ def predict() -> bytes:
     return nexus.PredictRequest(model_id=MODEL_NAME, features=features).SerializeToString()
 
 
+def rest_predict() -> bytes:
+    """The same flower as predict(), as JSON."""
+    features = [float(str(value)) for value in rows_of(1)[0]]
+    return json.dumps({"model_id": MODEL_NAME, "features": features}).encode()
+
+
+def rest_answer(expected: Expected) -> bytes:
+    """What POST /predict answers to it, in about as many bytes."""
+    response = nexus.PredictResponse(
+        model_id=MODEL_NAME,
+        request_id="01234567-89ab-8def-a123-456789abcdef",
+        prediction=expected.labels[:1].tolist(),
+        latency_ms=0.123,
+        timestamp="2026-01-01T00:00:00.000000Z",
+        model_version="1",
+        variant="default",
+        confidence=float(expected.probabilities[0].max()),
+        probabilities=expected.probabilities[0].tolist(),
+        batch_size=1,
+    )
+    text = json_format.MessageToJson(response, always_print_fields_with_no_presence=True, indent=None)
+    return text.encode()
+
+
 def check_model_infer(answer: bytes, expected: Expected) -> None:
     response = oip.ModelInferResponse.FromString(answer)
     raw = dict(zip((output.name for output in response.outputs), response.raw_output_contents, strict=False))
@@ -91,6 +118,10 @@ def check_model_infer(answer: bytes, expected: Expected) -> None:
 
 def check_predict(answer: bytes, expected: Expected) -> None:
     _check_prediction(nexus.PredictResponse.FromString(answer), expected)
+
+
+def check_rest_predict(answer: bytes, expected: Expected) -> None:
+    _check_prediction(json_format.Parse(answer, nexus.PredictResponse()), expected)
 
 
 def check_predict_stream(answer: bytes, expected: Expected) -> None:

@@ -8,7 +8,7 @@ from loadtest import payloads
 from loadtest.clients import Call
 from loadtest.payloads import BATCH_ROWS, STREAM_MESSAGES, Expected, WrongAnswerError
 
-Kind = Literal["echo", "nexus", "ort", "idle"]
+Kind = Literal["echo", "nexus", "rest", "envoy", "ort", "idle"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ ROWS = (
     Row("infer-32", "ModelInfer, 32 in flight", "nexus", "infer", 32, reference="echo-32"),
     Row("echo-256", "echo, 256 in flight", "echo", "infer", 256),
     Row("infer-256", "ModelInfer, 256 in flight", "nexus", "infer", 256, reference="echo-256"),
+    Row("envoy-256", "Envoy answering by itself, 256 connections ²", "envoy", "rest", 256),
+    Row("rest-256", "POST /predict, 256 connections ²", "rest", "rest", 256, reference="infer-256"),
+    Row("rest-32", "POST /predict, 32 connections ²", "rest", "rest", 32, reference="infer-32"),
+    Row("infer-1b", "ModelInfer, 1 in flight, again", "nexus", "infer", 1),
+    Row("rest-1", "POST /predict, 1 connection ²", "rest", "rest", 1, reference="infer-1b"),
     Row("predict-32", "nexus.v1 Predict, 32 in flight", "nexus", "predict", 32, reference="echo-32"),
     Row("batch-32", "ModelInfer of 32 rows, 32 in flight", "nexus", "batch", 32, BATCH_ROWS, reference="echo-32"),
     Row("ort", "onnxruntime alone, 32 rows, no server", "ort", rows_per_request=BATCH_ROWS),
@@ -54,6 +59,8 @@ def select(patterns: str) -> list[Row]:
 def call_of(row: Row, expected: dict[int, Expected]) -> Call:
     """`expected` by number of rows. The echo gets the same bytes and must send them back."""
     one = expected[1]
+    if row.kind in ("rest", "envoy"):
+        return Call(payloads.REST_PREDICT, (payloads.rest_predict(),), lambda a: payloads.check_rest_predict(a, one))
     calls = {
         "infer": Call(payloads.MODEL_INFER, (payloads.model_infer(1),), lambda a: payloads.check_model_infer(a, one)),
         "predict": Call(payloads.PREDICT, (payloads.predict(),), lambda a: payloads.check_predict(a, one)),
@@ -90,6 +97,8 @@ class Result:
     cpu_us_per_request: float = 0.0
     # By role: front, worker, supervisor.
     rss_mib: dict[str, float] = field(default_factory=dict)
+    # The parts of cpu_us_per_request, by role.
+    cpu_us_by_role: dict[str, float] = field(default_factory=dict)
     ratio: float | None = None
     # (largest - smallest) / median of requests/s over the repeats, in percent.
     spread_percent: float = 0.0
@@ -115,6 +124,8 @@ def targets(results: dict[str, Result]) -> list[Target]:
         _unary(good, 256),
         _holds_at_256(good),
         _latency(good),
+        _rest_rate(good),
+        _rest_latency(good),
         _batch(good),
         *(_memory(good, role, limit) for role, limit in RSS_LIMITS_MIB.items()),
         _idle(good),
@@ -149,6 +160,22 @@ def _latency(good: dict[str, Result]) -> Target:
     return _verdict(text, nexus <= echo, f"{nexus:.0f} µs, echo {echo:.0f} µs")
 
 
+def _rest_rate(good: dict[str, Result]) -> Target:
+    text = "POST /predict at 256 connections: at least 0.4 × ModelInfer at 256"
+    result = good.get("rest-256")
+    if result is None or result.ratio is None:
+        return _verdict(text, None, "not measured")
+    return _verdict(text, result.ratio >= 0.4, f"{result.ratio:.2f} ×")
+
+
+def _rest_latency(good: dict[str, Result]) -> Target:
+    text = "p50 of POST /predict at 1 connection: at most 2.5 × ModelInfer's"
+    if not {"rest-1", "infer-1b"} <= good.keys():
+        return _verdict(text, None, "not measured")
+    rest, unary = good["rest-1"].p50_us, good["infer-1b"].p50_us
+    return _verdict(text, rest <= 2.5 * unary, f"{rest:.0f} µs, {rest / unary:.2f} ×")
+
+
 def _batch(good: dict[str, Result]) -> Target:
     text = "32 rows per request: at least 500,000 rows/s or 0.7 of onnxruntime's own"
     if "batch-32" not in good:
@@ -163,7 +190,7 @@ def _batch(good: dict[str, Result]) -> Target:
 
 def _memory(good: dict[str, Result], role: str, limit: float) -> Target:
     text = f"RSS of a {role}: at most {limit:.0f} MiB"
-    nexus = {row.name for row in ROWS if row.kind in ("nexus", "idle")}
+    nexus = {row.name for row in ROWS if row.kind in ("nexus", "rest", "idle")}
     seen = [result.rss_mib[role] for name, result in good.items() if name in nexus and role in result.rss_mib]
     return _verdict(text, max(seen) <= limit if seen else None, f"{max(seen):.0f} MiB" if seen else "not measured")
 

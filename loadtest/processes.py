@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,11 +16,11 @@ import grpc
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest import clients
+from loadtest import clients, envoy_floor
 from nexus_grpc.pb.inference import grpc_service_pb2 as oip
 from nexus_grpc.pb.inference import grpc_service_pb2_grpc as oip_grpc
 
-ROLES = ("front", "worker", "supervisor")
+ROLES = ("front", "worker", "supervisor", "envoy")
 STOP_AFTER_S = 10.0
 READY_WITHIN_S = 60.0
 
@@ -37,12 +38,18 @@ class Server:
     log: Path
     port: int = 0
     metrics_port: int = 0
+    rest_port: int = 0
     # Every process ever seen below the leader, so that none is forgotten when the leader dies first.
     seen: dict[int, psutil.Process] = field(default_factory=dict)
 
     @property
     def target(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        """Where REST is served."""
+        return f"http://127.0.0.1:{self.rest_port}"
 
     def is_alive(self) -> bool:
         return self.process.poll() is None
@@ -76,8 +83,21 @@ def cpu_seconds(server: Server) -> dict[tuple[int, float], float]:
     return used
 
 
-def cpu_seconds_since(server: Server, before: dict[tuple[int, float], float]) -> float:
-    return sum(used - before.get(key, 0.0) for key, used in cpu_seconds(server).items())
+def cpu_seconds_since(server: Server, before: dict[tuple[int, float], float]) -> dict[str, float]:
+    """By role; one that is not known (the reference's own) is 'front'."""
+    roles, used_by = roles_of(server), dict[str, float]()
+    for key, used in cpu_seconds(server).items():
+        role = roles.get(key[0], "front")
+        used_by[role] = used_by.get(role, 0.0) + used - before.get(key, 0.0)
+    return used_by
+
+
+def roles_of(server: Server) -> dict[int, str]:
+    """Role by pid; a server without metrics (the reference) is all 'front'."""
+    if not server.metrics_port:
+        return {server.process.pid: "front"}
+    processes = (labels for name, labels, value in metrics(server) if name == "nexus_process_info" and value)
+    return {int(labels["pid"]): labels["role"] for labels in processes}
 
 
 def metrics(server: Server) -> list[tuple[str, dict[str, str], float]]:
@@ -100,13 +120,9 @@ def request_counts(server: Server) -> dict[str, float]:
 
 
 def rss_mib(server: Server) -> dict[str, float]:
-    """The largest resident set of each role; a server without metrics (the reference) is all 'front'."""
-    roles = {server.process.pid: "front"}
-    if server.metrics_port:
-        processes = (labels for name, labels, value in metrics(server) if name == "nexus_process_info" and value)
-        roles = {int(labels["pid"]): labels["role"] for labels in processes}
+    """The largest resident set of each role."""
     largest: dict[str, float] = {}
-    for pid, role in roles.items():
+    for pid, role in roles_of(server).items():
         with contextlib.suppress(psutil.NoSuchProcess):
             largest[role] = max(largest.get(role, 0.0), psutil.Process(pid).memory_info().rss / 2**20)
     return largest
@@ -134,20 +150,46 @@ def echo_server(folder: Path) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def nexus_server(folder: Path, nexus: Path, repository: Path, workers: int | None) -> Iterator[Server]:
+def envoy_server(folder: Path, answer: bytes) -> Iterator[Server]:
+    """Envoy with nothing behind it (envoy_floor.py)."""
+    log, port = folder / "envoy.log", free_port()
+    with log.open("wb") as output:
+        process = _spawn(envoy_floor.command(folder, port, answer), output, output)
+    server = Server("envoy", process, log, rest_port=port)
+    with _stopped_at_the_end(server):
+        _wait_for_port(server)
+        yield server
+
+
+def _wait_for_port(server: Server) -> None:
+    deadline = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < deadline and server.is_alive():
+        try:
+            socket.create_connection(("127.0.0.1", server.rest_port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise StartError(f"{server.name} did not listen on port {server.rest_port}:\n{server.log_tail()}")
+
+
+@contextlib.contextmanager
+def nexus_server(folder: Path, nexus: Path, repository: Path, workers: int | None, rest: bool) -> Iterator[Server]:
+    """`rest`: with Envoy beside it."""
     log = folder / "nexus.log"
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port, rest_port = free_port(), free_port(), free_port() if rest else 0
     arguments = [str(nexus), "serve", "--model-repository", str(repository), "--grpc-port", str(port)]
-    arguments += ["--rest-port", "0", "--metrics-port", str(metrics_port)]
+    arguments += ["--rest-port", str(rest_port), "--metrics-port", str(metrics_port)]
     arguments += ["--workers", str(workers)] if workers else []
     with log.open("wb") as output:
         process = _spawn(arguments, output, output)
-    server = Server("nexus", process, log, port, metrics_port)
+    server = Server("nexus", process, log, port, metrics_port, rest_port)
     with _stopped_at_the_end(server):
         try:
             clients.wait_for(server.target, _is_server_ready, server.is_alive, READY_WITHIN_S)
         except clients.NotReadyError as error:
             raise StartError(f"nexus serve: {error}\n{server.log_tail()}") from error
+        if rest:
+            _wait_for_port(server)
         yield server
 
 

@@ -27,8 +27,8 @@ COLUMNS = (
     "p50 µs",
     "p99 µs",
     "CPU µs per request",
-    "RSS MiB front / worker / supervisor",
-    "× echo",
+    "RSS MiB front / worker / supervisor / Envoy",
+    "×",
 )
 LIBRARIES = ("nexus-grpc", "grpcio", "onnxruntime", "numpy", "protobuf", "uvloop")
 VERDICT_STYLES = {"pass": "green", "FAIL": "bold red", "info": "cyan", "-": "dim"}
@@ -37,12 +37,17 @@ STREAM_NOTE = (
     f"¹ h2load sends a stream's {STREAM_MESSAGES} messages at once and takes {STREAM_MESSAGES} answers. requests/s, "
     "CPU and × count messages; p50 and p99 are for a whole stream. × is against the echo's own stream."
 )
+REST_NOTE = (
+    "² wrk by HTTP/1.1, one request at a time on each connection. CPU: Envoy + front + worker. Envoy answering by "
+    "itself is the least that REST through it can cost."
+)
 NOTES = (
     "The load generator (h2load) runs on the same cores as the servers: every figure includes its share.",
     "Closed loop: a slow answer delays the next request, so p99 is kinder than an open-loop client would see it "
     "(coordinated omission).",
     "The ratio to the echo, measured in the same run, says more about another machine than requests/s do.",
     "CPU per request is user + system time of all the server's processes, over the row; h2load's is not in it.",
+    "× is against the echo; of a REST row, against ModelInfer at as many in flight.",
     "RSS counts shared pages (libraries, rings) in every process that maps them; the largest of each role, over all "
     "repeats.",
     "Before and after each row a grpc client sent the same bytes and compared the answers with onnxruntime's; the size "
@@ -76,9 +81,16 @@ def _cells(row: Row, result: Result) -> list[str]:
     )
     if row.kind == "ort":
         return [row.title, requests, spread, f"{rows:,.0f}", *[""] * 5]
-    latencies = [f"{result.p50_us:,.0f}", f"{result.p99_us:,.0f}", f"{result.cpu_us_per_request:.1f}"]
+    latencies = [f"{result.p50_us:,.0f}", f"{result.p99_us:,.0f}", _cpu(row, result)]
     ratio = "" if result.ratio is None else f"{result.ratio:.2f}"
     return [row.title, requests, spread, f"{rows:,.0f}", *latencies, _memory(result), ratio]
+
+
+def _cpu(row: Row, result: Result) -> str:
+    total, parts = f"{result.cpu_us_per_request:.1f}", result.cpu_us_by_role
+    if row.kind != "rest":
+        return total
+    return f"{total} = " + " + ".join(f"{parts[role]:.0f}" for role in ("envoy", "front", "worker") if role in parts)
 
 
 def _memory(result: Result) -> str:
@@ -93,13 +105,14 @@ def print_table(console: Console, rows: list[Row], results: dict[str, Result], t
     for index, column in enumerate(COLUMNS):
         table.add_column(column, justify="right" if index else "left", no_wrap=index == 0)
     for row in rows:
-        style = "bold red" if results[row.name].problem else "dim" if row.kind in ("echo", "ort") else ""
+        style = "bold red" if results[row.name].problem else "dim" if row.kind in ("echo", "ort", "envoy") else ""
         table.add_row(*_cells(row, results[row.name]), style=style)
     console.print(table)
     for row in rows:
         if results[row.name].problem:
             console.print(f"[bold red]{row.name} failed:[/] {escape(results[row.name].problem)}")
     console.print(STREAM_NOTE, style="dim")
+    console.print(REST_NOTE, style="dim")
     checks = Table(title="Targets", show_header=False, box=None)
     for target in targets:
         checks.add_row(f"[{VERDICT_STYLES[target.verdict]}]{target.verdict}[/]", target.text, target.measured)
@@ -116,6 +129,7 @@ def markdown(rows: list[Row], results: dict[str, Result], targets: list[Target],
         _table(COLUMNS, (_cells(row, results[row.name]) for row in rows)),
         *(["\n".join(failed)] if failed else []),
         STREAM_NOTE,
+        REST_NOTE,
         "## Targets",
         _table(("", "target", "measured"), ((target.verdict, target.text, target.measured) for target in targets)),
         "## Notes",

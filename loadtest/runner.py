@@ -8,12 +8,13 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from loadtest import h2load, payloads, processes
-from loadtest.clients import VerificationError, verify
+from loadtest import h2load, payloads, processes, wrk
+from loadtest.clients import VerificationError, verify, verify_rest
 from loadtest.h2load import H2loadError
 from loadtest.payloads import BATCH_ROWS, Expected
 from loadtest.plan import Result, Row, call_of
 from loadtest.processes import Server
+from loadtest.wrk import WrkError
 
 IDLE_REST_S, IDLE_S = 3.0, 10.0
 # How much the answers of a row may fall short of the verified one in size: latency_ms and the timestamp vary in length.
@@ -92,8 +93,10 @@ class Runner:
             if row.kind == "ort":
                 rate = self.reference.rows_per_second(max(1.0, self.seconds / 3))
                 return Result(requests_per_second=rate / BATCH_ROWS, rows_per_second=rate)
+            if row.kind in ("rest", "envoy"):
+                return self._rest_load(row)
             return self._idle() if row.kind == "idle" else self._load(row)
-        except (RowError, VerificationError, H2loadError, OSError) as error:
+        except (RowError, VerificationError, H2loadError, WrkError, OSError) as error:
             return Result(problem=str(error))
 
     def _idle(self) -> Result:
@@ -101,7 +104,7 @@ class Runner:
         time.sleep(IDLE_REST_S)
         before, began = processes.cpu_seconds(server), time.perf_counter()
         time.sleep(IDLE_S)
-        used = processes.cpu_seconds_since(server, before)
+        used = sum(processes.cpu_seconds_since(server, before).values())
         percent = 100 * used / (time.perf_counter() - began)
         if not server.is_alive():
             raise RowError("the server has ended")
@@ -119,25 +122,34 @@ class Runner:
         cpu = processes.cpu_seconds(server)
         log = self.folder / "h2load.log"
         load = h2load.measure(url, body, row.in_flight, stream_count, log, self.seconds * 4 + 30)
-        cpu_s = processes.cpu_seconds_since(server, cpu)
+        cpu_by_role = processes.cpu_seconds_since(server, cpu)
         rss_mib = processes.rss_mib(server)
 
         if server.metrics_port:  # first, because it can name the error
             self._check_codes(server, codes, stream_count)
         check_size(load.summary.data_bytes, stream_count, answer_bytes, SIZE_SLACK[row.method])
         verify(server.target, call)
-        request_count = stream_count * row.requests_per_stream
-        requests_per_second = load.summary.requests_per_second * row.requests_per_stream
-        return Result(
-            requests_per_second=requests_per_second,
-            rows_per_second=requests_per_second * row.rows_per_request,
-            p50_us=load.p50_us,
-            p99_us=load.p99_us,
-            cpu_us_per_request=cpu_s * 1e6 / request_count,
-            rss_mib=rss_mib,
-        )
+        return _result(row, load, cpu_by_role, stream_count, rss_mib)
 
-    def _check_codes(self, server: Server, before: dict[str, float], stream_count: int) -> None:
+    def _rest_load(self, row: Row) -> Result:
+        server, call = self.servers["nexus" if row.kind == "rest" else "envoy"], call_of(row, self._expected)
+        verify_rest(server.origin, call)
+        script, url = self.folder / f"{row.name}.lua", server.origin + call.path
+        wrk.write_script(script, call.messages[0])
+        wrk.measure(url, script, row.in_flight, 1.0)  # warms up
+
+        codes = processes.request_counts(server) if server.metrics_port else {}
+        cpu = processes.cpu_seconds(server)
+        load = wrk.measure(url, script, row.in_flight, self.seconds)
+        cpu_by_role = processes.cpu_seconds_since(server, cpu)
+        rss_mib = processes.rss_mib(server)
+        if server.metrics_port:
+            self._check_codes(server, codes, load.summary.total_count, dropped_max=row.in_flight)
+        verify_rest(server.origin, call)
+        return _result(row, load, cpu_by_role, load.summary.total_count, rss_mib)
+
+    def _check_codes(self, server: Server, before: dict[str, float], stream_count: int, dropped_max: int = 0) -> None:
+        """`dropped_max`: how many the client may have dropped at the end, which may count as cancelled."""
         deadline = time.monotonic() + 2.0  # the server may publish its counters a moment later
         while True:
             now = processes.request_counts(server)
@@ -145,6 +157,8 @@ class Runner:
                 code: count - before.get(code, 0.0) for code, count in now.items() if count > before.get(code, 0.0)
             }
             counted = grown.pop("OK", 0.0)
+            if grown.get("CANCELLED", 0.0) <= dropped_max:
+                grown.pop("CANCELLED", None)
             if grown:
                 raise RowError(f"answers that are not OK, by nexus_requests_total: {grown}")
             if counted >= stream_count:
@@ -152,6 +166,23 @@ class Runner:
             if time.monotonic() > deadline:
                 raise RowError(f"nexus_requests_total grew by {counted:.0f} OK; h2load sent {stream_count}")
             time.sleep(0.1)
+
+
+def _result(
+    row: Row, load: h2load.Load, cpu_s_by_role: dict[str, float], stream_count: int, rss_mib: dict[str, float]
+) -> Result:
+    request_count = stream_count * row.requests_per_stream
+    requests_per_second = load.summary.requests_per_second * row.requests_per_stream
+    cpu_us_by_role = {role: used * 1e6 / request_count for role, used in cpu_s_by_role.items()}
+    return Result(
+        requests_per_second=requests_per_second,
+        rows_per_second=requests_per_second * row.rows_per_request,
+        p50_us=load.p50_us,
+        p99_us=load.p99_us,
+        cpu_us_per_request=sum(cpu_us_by_role.values()),
+        cpu_us_by_role=cpu_us_by_role,
+        rss_mib=rss_mib,
+    )
 
 
 def check_size(data_bytes: int, stream_count: int, answer_bytes: int, slack: float) -> None:
@@ -196,6 +227,10 @@ def _median(results: list[Result]) -> Result:
         p50_us=middle("p50_us"),
         p99_us=middle("p99_us"),
         cpu_us_per_request=middle("cpu_us_per_request"),
+        cpu_us_by_role={
+            role: float(statistics.median(result.cpu_us_by_role.get(role, 0.0) for result in results))
+            for role in results[0].cpu_us_by_role
+        },
         rss_mib=rss,
         spread_percent=100 * (max(rates) - min(rates)) / statistics.median(rates) if any(rates) else 0.0,
         idle_cpu_percent=results[-1].idle_cpu_percent,

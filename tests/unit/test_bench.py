@@ -10,7 +10,8 @@ import pytest
 # loadtest/ is not part of the installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from loadtest import cli, h2load, payloads, plan, runner
+from loadtest import cli, h2load, payloads, plan, runner, wrk
+from loadtest.payloads import Expected
 from loadtest.plan import ROWS, Result
 from nexus_grpc.pb.inference import grpc_service_pb2 as oip
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as nexus
@@ -160,12 +161,57 @@ def test_targets() -> None:
         "infer-256": Result(requests_per_second=29e3, ratio=3.9),
         "echo-1": Result(p50_us=90.0),
         "infer-1": Result(p50_us=90.0),
+        "rest-256": Result(requests_per_second=13e3, ratio=0.41),
+        "infer-1b": Result(p50_us=100.0),
+        "rest-1": Result(p50_us=251.0),
         "batch-32": Result(rows_per_second=400e3),
         "ort": Result(rows_per_second=500e3),
         "idle": Result(idle_cpu_percent=0.4),
     }
     verdicts = [target.verdict for target in plan.targets(results)]
-    assert verdicts == ["pass", "FAIL", "info", "pass", "pass", "FAIL", "pass", "pass"]
+    assert verdicts == ["pass", "FAIL", "info", "pass", "pass", "FAIL", "pass", "FAIL", "pass", "pass"]
+
+
+WRK_OUTPUT = """\
+Running 3s test @ http://127.0.0.1:8080/predict
+  1 threads and 256 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency    15.01ms    8.53ms 190.26ms   84.99%
+    Req/Sec    17.80k     2.24k   21.54k    73.33%
+  Latency Distribution
+     50%  920.00us
+     75%   16.98ms
+     90%   22.31ms
+     99%    1.05s
+  53345 requests in 3.02s, 29.40MB read
+Requests/sec:  17663.58
+Transfer/sec:      9.74MB
+"""
+
+
+def test_wrk_is_read() -> None:
+    load = wrk.parse(WRK_OUTPUT)
+    assert (load.p50_us, load.p99_us) == (920, 1_050_000)
+    assert load.summary.total_count == 53345
+    assert load.summary.requests_per_second == 17663.58
+
+
+@pytest.mark.parametrize(
+    "line", ["  Non-2xx or 3xx responses: 7", "  Socket errors: connect 0, read 3, write 0, timeout 0"]
+)
+def test_wrong_answers_that_wrk_saw_spoil_the_row(line: str) -> None:
+    with pytest.raises(wrk.WrkError, match=line.strip()[:12]):
+        wrk.parse(WRK_OUTPUT.replace("Requests/sec", line + "\nRequests/sec"))
+
+
+def test_what_wrk_did_not_say_is_an_error() -> None:
+    with pytest.raises(wrk.WrkError, match="not understood"):
+        wrk.parse("unable to connect")
+
+
+def test_the_floor_answers_what_the_server_would() -> None:
+    expected = Expected(np.array([0]), np.array([[0.9, 0.1, 0.0]], np.float32))
+    payloads.check_rest_predict(payloads.rest_answer(expected), expected)
 
 
 def test_rows_can_be_chosen() -> None:
