@@ -13,7 +13,7 @@ help:  ## list the targets
 
 setup: $(VENV)/.runtime  ## make .venv with the server and its pinned dependencies
 
-serve: setup  ## serve models/ on 127.0.0.1:8001 (ARGS="--help" lists the options)
+serve: setup  ## serve models/ on 127.0.0.1, gRPC on 8001, REST on 8080 (ARGS="--help" lists the options)
 	@exec $(BIN)/nexus serve $(ARGS)
 
 test: $(VENV)/.dev tools  ## run all tests (ARGS="tests/unit -k ring" for some)

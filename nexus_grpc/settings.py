@@ -21,6 +21,7 @@ from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
     InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -35,11 +36,14 @@ EXIT_CONFIGURATION = 78
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 _BYTES = re.compile(r"(\d{1,15})\s*(KiB|MiB|GiB)?", re.IGNORECASE | re.ASCII)
+# scheme://host[:port], as browsers send it (RFC 6454): no path, no slash at the end.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@*]+", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "kib": _KIB, "mib": _MIB, "gib": _GIB}
 
 # Where pydantic's own words for a wrong value don't say what is expected.
 _EXPECTED = {
     "path_type": "a path",
+    "tuple_type": "a list",
     "string_type": "text",
     "string_too_short": "some text",
     "string_too_long": "a shorter text",
@@ -87,6 +91,18 @@ def _check_cpus(value: str) -> str:
     return value
 
 
+def _split(value: object) -> object:
+    """Lets a list be written as a,b; anything else is left to the field's own type."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin!r} is no web origin; expected one such as https://a.example or *")
+    return origins
+
+
 def _check_auth(value: str) -> str:
     if value != "off":
         raise ValueError("API keys come later; expected off")
@@ -121,7 +137,26 @@ class Settings(BaseSettings):
     grpc_port: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=65535)] = Field(
         8001, description="Port of the gRPC services."
     )
-    rest_port: Port = Field(8080, description="Port of the REST interface; 0 leaves it out. Not served yet.")
+    rest_port: Port = Field(8080, description="Port of the REST interface, which Envoy serves; 0 leaves it out.")
+    rest_host: str = Field("", max_length=255, description="Address that Envoy listens on; that of --host if empty.")
+    envoy: Literal["sidecar", "external"] = Field(
+        "sidecar",
+        description="sidecar starts and watches Envoy; external leaves that to you (see `nexus envoy bootstrap`).",
+    )
+    envoy_concurrency: Count = Field(
+        0, ge=0, le=256, description="Envoy's threads; 0 means a quarter of the available cores, at least one."
+    )
+    rest_tls_certificate: str = Field(
+        "", max_length=4096, description="PEM file with the REST port's certificate chain; no TLS if empty."
+    )
+    rest_tls_key: str = Field("", max_length=4096, description="PEM file with the key of --rest-tls-certificate.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_origins)] = Field(
+        (), description="Web origins whose pages may call REST, such as https://a.example,https://b.example; * for all."
+    )
+    rest_max_body: Bytes = Field(
+        64 * _MIB, ge=_KIB, le=2 * _GIB - 1, description="Largest body of a REST request, in bytes; 64MiB works too."
+    )
+    rest_timeout_seconds: Seconds = Field(60.0, description="How long a REST request may take, in seconds.")
     metrics_port: Port = Field(8002, description="Port of the Prometheus metrics; 0 leaves them out.")
     workers: Count = Field(
         0, ge=0, le=1024, description="Worker processes; 0 means the available cores minus one, at least one."
@@ -192,13 +227,25 @@ class Settings(BaseSettings):
                 f"grpc_port = {self.grpc_port}, rest_port = {self.rest_port}, metrics_port = {self.metrics_port}: "
                 "expected three different ports"
             )
-        if self.auth == "off" and not self.insecure_allow_anonymous and not is_loopback(self.host):
-            raise ValueError(
-                f"host = {self.host!r}: other machines could use this server without an API key; "
-                "listen on 127.0.0.1, or pass --insecure-allow-anonymous (NEXUS_INSECURE_ALLOW_ANONYMOUS=1) "
-                "if the network in front of it is trusted"
-            )
+        if bool(self.rest_tls_certificate) != bool(self.rest_tls_key):
+            raise ValueError("rest_tls_certificate and rest_tls_key: expected both or neither")
+        for name in ("host", "rest_host"):
+            if (
+                self.auth == "off"
+                and not self.insecure_allow_anonymous
+                and not is_loopback(getattr(self, name) or "::1")
+            ):
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r}: other machines could use this server without an API key; "
+                    "listen on 127.0.0.1, or pass --insecure-allow-anonymous (NEXUS_INSECURE_ALLOW_ANONYMOUS=1) "
+                    "if the network in front of it is trusted"
+                )
         return self
+
+    @property
+    def rest_address(self) -> str:
+        """The host that the REST port is on."""
+        return self.rest_host or self.host
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain JSON types, for processes that don't import pydantic."""

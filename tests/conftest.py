@@ -33,6 +33,14 @@ def server(transport: str, repository: pathlib.Path, tmp_path_factory: pytest.Te
         yield running
 
 
+@pytest.fixture(scope="session")
+def rest_server(repository: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One with Envoy on `rest_port`, shared as `server` is. Logs every request."""
+    folder = tmp_path_factory.mktemp("server-rest")
+    with running_server(folder, "--log-sample=1", repository=repository, rest=True) as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[Client]:
     client = Client(server.address)

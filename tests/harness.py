@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import http.client
 import os
 import pathlib
 import shutil
@@ -47,6 +48,7 @@ class Server:
     port: int
     metrics_port: int
     log: pathlib.Path
+    rest_port: int = 0
 
     @property
     def address(self) -> str:
@@ -104,6 +106,22 @@ def wait_ready(address: str, process: subprocess.Popen[str], log: pathlib.Path, 
     raise AssertionError(f"not ready after {seconds} s:\n{log.read_text()}")
 
 
+def wait_rest(port: int, process: subprocess.Popen[str], log: pathlib.Path, seconds: float = START_SECONDS) -> None:
+    """Until the REST port answers anything. Raises AssertionError with the log when the process ends or time is up."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(f"the server ended with {process.returncode}:\n{log.read_text()}")
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+            with contextlib.closing(connection):
+                connection.request("GET", "/health")
+                connection.getresponse().read()
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"REST does not answer after {seconds} s:\n{log.read_text()}")
+
+
 @contextlib.contextmanager
 def running_server(
     tmp_path: pathlib.Path,
@@ -112,14 +130,16 @@ def running_server(
     environment: dict[str, str] | None = None,
     wait: bool = True,
     prefix: tuple[str, ...] = (),
+    rest: bool = False,
 ) -> Iterator[Server]:
     """`nexus serve` on free ports; killed, with its children, at the end if it still runs.
 
-    `prefix` goes before the command (such as `unshare -m …`); `options` after it.
+    `prefix` goes before the command (such as `unshare -m …`); `options` after it. `rest`: with Envoy, on
+    `Server.rest_port`; without TLS unless `wait` is false.
     """
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port, rest_port = free_port(), free_port(), free_port() if rest else 0
     log = tmp_path / f"server-{port}.log"
-    ports = [f"--grpc-port={port}", "--rest-port=0", f"--metrics-port={metrics_port}"]
+    ports = [f"--grpc-port={port}", f"--rest-port={rest_port}", f"--metrics-port={metrics_port}"]
     command = [*prefix, *NEXUS, "serve", f"--model-repository={repository}", *ports, *options]
     variables = {key: value for key, value in os.environ.items() if not key.startswith("NEXUS_")}
     with open(log, "w") as output:
@@ -131,11 +151,13 @@ def running_server(
             cwd=tmp_path,
             env={**variables, **(environment or {})},
         )
-    server = Server(process, port, metrics_port, log)
+    server = Server(process, port, metrics_port, log, rest_port)
     family = [psutil.Process(process.pid)]
     try:
         if wait:
             wait_ready(server.address, process, log)
+            if rest:
+                wait_rest(rest_port, process, log)
         yield server
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -148,6 +170,27 @@ def running_server(
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
         process.wait(10)
+
+
+def certificate(folder: pathlib.Path, name: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """A certificate for localhost, signed by itself, and its key, as PEM files."""
+    chain, key = folder / f"{name}.pem", folder / f"{name}.key"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    files = ["-keyout", str(key), "-out", str(chain)]
+    subprocess.run([*command, *subject, *files], check=True, capture_output=True, timeout=30)
+    return chain, key
 
 
 def require_tool(name: str) -> str:

@@ -8,12 +8,12 @@ requests of the same form and shapes, so it is kept.
 import dataclasses
 from typing import Any, cast
 
+from nexus_grpc.ipc.wire import length_prefix
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from workers.model import TensorSpec
-from workers.requests import Piece, Timings
+from workers.requests import Timings
 from workers.results import BatchResult, top_classes
-from workers.tensors import BYTES, Array, encode_bytes_tensor, text_array, text_elements
-from workers.wire import length_prefix
+from workers.tensors import BYTES, Array, Piece, encode_bytes_tensor, text_array, text_elements
 
 RAW_OUTPUT_CONTENTS_FIELD = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
 

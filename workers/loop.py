@@ -18,6 +18,13 @@ from nexus_grpc.ipc.record import ISOLATED, OVERSIZE, Method
 from nexus_grpc.ipc.ring import RingConsumer, Sleeper
 from nexus_grpc.ipc.stats import WorkerStats, WorkerWord
 from workers.batcher import Batcher, ModelQueue
+from workers.http_decode import (
+    decode_api_batch_predict,
+    decode_api_predict,
+    decode_http_predict,
+    decode_v1_infer,
+    decode_v2_infer,
+)
 from workers.infer_decode import decode_infer
 from workers.link import FrontLink, HandOverError
 from workers.model import Model
@@ -45,6 +52,11 @@ DECODERS: dict[int, Callable[[Model, Any], Decoded]] = {
     Method.PREDICT: decode_predict,
     Method.PREDICT_STREAM: decode_predict,
     Method.BATCH_PREDICT: decode_batch_predict,
+    Method.HTTP_PREDICT: decode_http_predict,
+    Method.HTTP_API_PREDICT: decode_api_predict,
+    Method.HTTP_API_BATCH_PREDICT: decode_api_batch_predict,
+    Method.HTTP_V1_INFER: decode_v1_infer,
+    Method.HTTP_V2_INFER: decode_v2_infer,
 }
 _malloc_trim = ctypes.CDLL(None).malloc_trim
 

@@ -8,26 +8,35 @@ from google.protobuf.message import DecodeError
 
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as pb
+from workers.json_tensors import fed_shape, number_piece
 from workers.model import Model, Shape, TensorSpec
-from workers.requests import Decoded, Piece, Timings
+from workers.named_inputs import decode_named_row, python_list
+from workers.requests import Decoded, Timings
 from workers.results import BatchResult
 from workers.shapes import common_rows, feature_count, resolve_row
-from workers.tensors import BOOL, BYTES, Array, text_array
+from workers.tensors import BOOL, BYTES, Array, Piece, text_array
 
 DEFAULT_VARIANT = "default"
 PROBABILITIES_PREFIX = "prob"
 _FLOAT_KINDS = "fc"
+ONE_KIND_OF_INPUT = "send either features, or texts, or inputs"
 
 
 def decode_predict(model: Model, message: bytes) -> Decoded:
     """PredictRequest bytes → one row. Raises InvalidInput."""
     request = _parsed(pb.PredictRequest, message)
     _check_addressee(model, request)
-    spec = _single_input(model)
-    piece, row = _row_piece(model, spec, list(request.features), list(request.texts))
+    if request.inputs:
+        if request.features or request.texts:
+            raise InvalidInput(ONE_KIND_OF_INPUT, field="inputs")
+        tensors = {name: (tuple(tensor.shape), python_list(tensor.data)) for name, tensor in request.inputs.items()}
+        form = PredictForm(model.inputs[0], request.request_id, request.nexus_timing)
+        return decode_named_row(model, tensors, form)
+    spec = single_input(model)
+    piece, row = row_piece(model, spec, list(request.features), list(request.texts))
     form = PredictForm(spec, request.request_id, request.nexus_timing)
-    shape = row if model.batchable or spec.shape[:1] != (-1,) else (1, *row)
-    return Decoded(((spec.name, shape),), 1, [piece], form, templatable=spec.datatype is not BYTES)
+    signature = ((spec.name, fed_shape(model, spec, row)),)
+    return Decoded(signature, 1, [piece], form, templatable=spec.datatype is not BYTES)
 
 
 def decode_batch_predict(model: Model, message: bytes) -> Decoded:
@@ -36,14 +45,14 @@ def decode_batch_predict(model: Model, message: bytes) -> Decoded:
     _check_addressee(model, request)
     if not request.rows:
         raise InvalidInput("invalid input: expected at least 1 row, got 0", field="rows")
-    spec = _single_input(model)
+    spec = single_input(model)
     if not model.batchable:
         raise InvalidInput(f"model '{model.name}' takes one request at a time; use Predict or ModelInfer", field="rows")
     pieces: list[Piece] = []
     shapes = set()
     for index, row in enumerate(request.rows):
         try:
-            piece, shape = _row_piece(model, spec, list(row.features), list(row.texts))
+            piece, shape = row_piece(model, spec, list(row.features), list(row.texts))
         except InvalidInput as error:
             raise InvalidInput(f"row {index}: {error.message}", field=f"rows[{index}]") from None
         pieces.append(piece)
@@ -75,19 +84,19 @@ def _check_addressee(model: Model, request: Any) -> None:
         raise InvalidInput("model_id and model_version must appear once in the message, and first", field="model_id")
 
 
-def _single_input(model: Model) -> TensorSpec:
+def single_input(model: Model) -> TensorSpec:
     required = [spec for spec in model.inputs if not spec.optional]
     if len(required) != 1:
         names = ", ".join(f"'{spec.name}'" for spec in model.inputs)
         raise InvalidInput(
-            f"model '{model.name}' has {len(required)} inputs ({names}); flat features fit a model with one: use"
-            " ModelInfer",
+            f"model '{model.name}' has {len(required)} inputs ({names}); flat features fit a model with one: name"
+            " them in `inputs`",
             field="features",
         )
     return required[0]
 
 
-def _row_piece(model: Model, spec: TensorSpec, features: list[float], texts: list[str]) -> tuple[Piece, Shape]:
+def row_piece(model: Model, spec: TensorSpec, features: list[Any], texts: list[str]) -> tuple[Piece, Shape]:
     """One row as a piece, and its shape without the batch dimension. Raises InvalidInput."""
     expected, row = feature_count(model, spec)
     if spec.datatype is BYTES:
@@ -97,6 +106,8 @@ def _row_piece(model: Model, spec: TensorSpec, features: list[float], texts: lis
     if texts:
         raise InvalidInput(f"model '{model.name}' expects numbers: send them in `features`", field="texts")
     shape = resolve_row(model, row, len(features), expected)
+    if spec.datatype.dtype.kind in "iu":
+        return number_piece(spec, features, "feature"), shape
     return cast_features(spec, np.array(features, dtype=np.float64)), shape
 
 
@@ -133,11 +144,11 @@ def _misfit(spec: TensorSpec, features: Array) -> InvalidInput:
     return InvalidInput(f"invalid input: a feature does not fit {spec.datatype.name}", field="features")
 
 
-def _utc_now() -> str:
+def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _probabilities_index(model: Model) -> int:
+def probabilities_index(model: Model) -> int:
     """The output that holds class probabilities, or -1."""
     for index, spec in enumerate(model.outputs):
         if spec.name.lower().startswith(PROBABILITIES_PREFIX) and spec.datatype.dtype.kind == "f":
@@ -176,7 +187,7 @@ class PredictForm:
             "model_version": result.model.version,
             "variant": DEFAULT_VARIANT,
             "latency_ms": timings.total_us / 1000,
-            "timestamp": _utc_now(),
+            "timestamp": utc_now(),
             "batch_size": timings.batch_size,
         }
         return {**fields, "timing": stage_timings(timings)} if self.timing else fields
@@ -202,7 +213,7 @@ def fill_prediction(message: Any, result: BatchResult, row: int) -> None:
         message.labels.extend(values)
     else:
         message.prediction.extend(values)
-    index = _probabilities_index(model)
+    index = probabilities_index(model)
     if index >= 0:
         probabilities = result.row_values(index)[row]
         message.probabilities.extend(probabilities)

@@ -3,10 +3,8 @@
 from typing import Any, Protocol
 
 from workers.results import BatchResult
-from workers.tensors import Array
+from workers.tensors import Piece
 
-# One model input of one request: little-endian bytes of a fixed-size datatype, or an object array of str.
-Piece = bytes | memoryview | Array
 # Per model input: (dtype name, shape without the batch dimension). Requests with equal signatures share a batch.
 Signature = tuple[tuple[str, tuple[int, ...]], ...]
 

@@ -1,7 +1,10 @@
 """The outputs of one batch, cut into the rows of its requests."""
 
+from typing import Any
+
 import numpy as np
 
+from workers.json_tensors import json_values
 from workers.model import Model, Shape
 from workers.tensors import Array, encode_bytes_tensor
 
@@ -9,7 +12,7 @@ from workers.tensors import Array, encode_bytes_tensor
 class BatchResult:
     """Outputs of one run. `rows` is the batch's row count; for an unbatched model there is one request and no cut."""
 
-    __slots__ = ("_blobs", "_row_bytes", "_values", "model", "outputs", "row_shapes", "rows")
+    __slots__ = ("_blobs", "_finite", "_row_bytes", "_values", "model", "outputs", "row_shapes", "rows")
 
     def __init__(self, model: Model, outputs: list[Array], rows: int) -> None:
         self.model = model
@@ -18,6 +21,8 @@ class BatchResult:
         self.row_shapes = tuple([output.shape[1:] if model.batchable else output.shape for output in outputs])
         self._blobs: list[bytes | None] = [None] * len(outputs)
         self._row_bytes = [0] * len(outputs)
+        # Whether an output is all finite numbers; None: not looked at.
+        self._finite: list[bool | None] = [None] * len(outputs)
         self._values: dict[int, list[list[object]]] = {}
 
     def array(self, index: int, first: int, last: int) -> Array:
@@ -31,6 +36,17 @@ class BatchResult:
             rows = self.rows if self.model.batchable else 1
             values = self._values[index] = self.outputs[index].reshape(rows, -1).tolist()
         return values
+
+    def json_row(self, index: int, row: int) -> list[Any]:
+        """One row of output `index` as JSON can carry it."""
+        if self._finite[index] is None:
+            output = self.outputs[index]
+            self._finite[index] = output.dtype.kind in "biu" or (
+                output.dtype.kind == "f" and bool(np.isfinite(output).all())
+            )
+        if self._finite[index]:
+            return self.row_values(index)[row]
+        return json_values(self.array(index, row, row + 1))
 
     def shape(self, index: int, rows: int) -> Shape:
         return (rows, *self.row_shapes[index]) if self.model.batchable else self.row_shapes[index]

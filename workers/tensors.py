@@ -13,6 +13,8 @@ import numpy.typing as npt
 from nexus_grpc.ipc.errors import InvalidInput
 
 Array = npt.NDArray[np.generic]
+# One model input of one request: little-endian bytes of a fixed-size datatype, or an object array of str.
+Piece = bytes | memoryview | Array
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from nexus_grpc.settings import (
     load_settings,
     variable_name,
 )
+from nexus_grpc.supervisor.envoy_setup import check_tls, find_binary, has_sidecar
 
 State = Literal["ok", "warn", "fail"]
 
@@ -41,6 +43,8 @@ _MIB = 1 << 20
 # The libraries that are named in their row.
 _NAMED = re.compile(r"(grpcio|onnxruntime|protobuf|numpy)\b(?!-)")
 _NAMED_MAX = 4
+# The bootstrap's fields are those of this release.
+ENVOY_TESTED = "1.40"
 # Memory ordering of the rings is argued for these (docs/decisions).
 _MACHINES = ("x86_64", "aarch64")
 
@@ -68,6 +72,7 @@ def run_checks(config: Path | None = None) -> list[Finding]:
         check_memory,
         check_open_files,
         check_ports,
+        check_envoy,
         check_libraries,
         check_grpcio,
         check_models,
@@ -166,20 +171,19 @@ def check_open_files(_settings: Settings) -> Iterator[Finding]:
 
 def check_ports(settings: Settings) -> Iterator[Finding]:
     """Whether the ports are free. A warning only, as it may be this very server that listens there."""
-    for name in ("grpc_port", "metrics_port"):
+    for name in ("grpc_port", "rest_port", "metrics_port"):
         port: int = getattr(settings, name)
+        host = settings.rest_address if name == "rest_port" else settings.host
         check = f"port {port}"
         if port == 0:
             continue
-        error = _bind_error(settings.host, port)
+        error = _bind_error(host, port)
         if error is None:
-            yield Finding("ok", check, f"free on {settings.host}")
+            yield Finding("ok", check, f"free on {host}")
         elif error.errno == errno.EADDRINUSE:
-            yield Finding(
-                "warn", check, f"in use on {settings.host}", f"stop what runs there, or set {flag_name(name)}"
-            )
+            yield Finding("warn", check, f"in use on {host}", f"stop what runs there, or set {flag_name(name)}")
         else:
-            yield Finding("fail", check, f"{settings.host}: {error.strerror}", "correct host or the port")
+            yield Finding("fail", check, f"{host}: {error.strerror}", "correct host or the port")
 
 
 def _bind_error(host: str, port: int) -> OSError | None:
@@ -192,6 +196,31 @@ def _bind_error(host: str, port: int) -> OSError | None:
     except OSError as error:
         return error
     return None
+
+
+def check_envoy(settings: Settings) -> Iterator[Finding]:
+    """Whether Envoy's binary is there and runs, and its TLS files; only where the server is to start it."""
+    if not has_sidecar(settings):
+        yield Finding("ok", "Envoy", "not started: REST is off" if not settings.rest_port else "an external one")
+        return
+    try:
+        binary = find_binary()
+        check_tls(settings)
+    except ConfigurationError as error:
+        yield Finding("fail", "Envoy", error.message, "")
+        return
+    try:
+        done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        yield Finding("fail", "Envoy", f"{binary} does not run: {error}", "run `make setup`, or set --rest-port 0")
+        return
+    # "…/envoy  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL"
+    parts = done.stdout.rpartition("version: ")[2].split("/")
+    version = parts[1] if len(parts) > 1 else "unknown"
+    if version.startswith(f"{ENVOY_TESTED}."):
+        yield Finding("ok", "Envoy", f"{version}, {binary}")
+    else:
+        yield Finding("warn", "Envoy", f"{version}, tested with {ENVOY_TESTED}", "run `make setup`")
 
 
 def check_libraries(_settings: Settings) -> Iterator[Finding]:

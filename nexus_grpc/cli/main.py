@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nexus_grpc.cli import doctor, models, predict, serve
+from nexus_grpc.cli import doctor, envoy, health, models, predict, serve
 
 app = typer.Typer(
     name="nexus",
@@ -24,7 +24,9 @@ app = typer.Typer(
 app.command("serve", context_settings=serve.CONTEXT_SETTINGS)(serve.serve)
 app.command("predict", context_settings=predict.CONTEXT_SETTINGS)(predict.predict)
 app.command("doctor")(doctor.doctor)
+app.command("health")(health.health)
 app.add_typer(models.app, name="models")
+app.add_typer(envoy.app, name="envoy")
 
 
 def _print_version(wanted: bool) -> None:

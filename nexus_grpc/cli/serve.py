@@ -1,7 +1,7 @@
 """`nexus serve`: starts the server. Its options are made from the declarations in nexus_grpc/settings.py."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -26,20 +26,30 @@ def serve(context: typer.Context) -> None:
     options_command(_run)(args=context.args, prog_name=context.command_path)
 
 
-def options_command(run: Callable[[dict[str, Any]], None]) -> typer.Typer:
-    """A command with one option per setting, and --config; it passes to `run` what was given, by field name."""
+def options_command(
+    run: Callable[[dict[str, Any]], None],
+    title: str = "Start the server on this machine.",
+    own: Mapping[str, tuple[type, Any]] | None = None,
+) -> typer.Typer:
+    """A command with one option per setting, and --config; it passes to `run` what was given, by field name.
+
+    Args:
+        title: the first sentence of its help.
+        own: further options: name -> (type, typer.Option).
+    """
     from nexus_grpc.settings import CONFIG_VARIABLE, Settings
 
     def command(**given: Any) -> None:
         run({name: value for name, value in given.items() if value is not None})
 
     config = typer.Option("--config", metavar="FILE", help=f"TOML file with settings. ({CONFIG_VARIABLE})")
-    parameters = [_parameter("config", str, config)]
+    parameters = [_parameter(name, kind, option) for name, (kind, option) in (own or {}).items()]
+    parameters.append(_parameter("config", str, config))
     parameters += [_setting_parameter(name, field) for name, field in Settings.model_fields.items()]
     # Typer reads a function's signature: this one has the settings for parameters.
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = (
-        "Start the server on this machine.\n\n"
+        f"{title}\n\n"
         "Each option may also be given as the environment variable named in parentheses or as a key of nexus.toml; "
         "a flag wins over the environment, and the environment over the file."
     )
@@ -68,6 +78,8 @@ def _setting_parameter(name: str, field: "FieldInfo") -> inspect.Parameter:
 def _default(default: object) -> str:
     if isinstance(default, bool):
         default = "on" if default else "off"
+    if default == ():
+        return ""
     return f", default {default}" if str(default) else ""
 
 
@@ -78,6 +90,8 @@ def _parameter(name: str, kind: type, option: Any) -> inspect.Parameter:
 
 def _metavar(field: "FieldInfo") -> str:
     choices = get_args(field.annotation)
+    if Ellipsis in choices:
+        return "TEXT,TEXT"
     if choices:
         return "|".join(str(choice) for choice in choices)
     names: dict[object, str] = {int: "NUMBER", float: "NUMBER", Path: "PATH"}

@@ -13,7 +13,6 @@ from google.protobuf import message_factory
 from google.protobuf.message import Message
 
 from nexus_grpc.front.catalogue import Catalogue, CatalogueEntry
-from nexus_grpc.front.hot_methods import INFERENCE_SERVICE
 from nexus_grpc.ipc.errors import Code, NexusError, Unsupported
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY, status_bytes
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
@@ -25,7 +24,7 @@ LATER = "loading and unloading at run time comes in a later version; restart the
 NO_SETTINGS = "this server has no trace or log settings to change at run time; see `nexus serve --help`"
 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
-_HOT = frozenset({"ModelInfer", "ModelStreamInfer"})
+HOT = frozenset({"ModelInfer", "ModelStreamInfer"})
 
 
 class InferenceService:
@@ -165,15 +164,20 @@ def abort(context: grpc.ServicerContext, error: NexusError) -> NoReturn:
     context.abort(_STATUS[int(code)], error.message)
 
 
-def cold_handlers(service: InferenceService) -> grpc.GenericRpcHandler:
-    """Handlers for every method of the service but the hot ones, from the proto itself."""
+def cold_handlers(service: object, descriptor: Any, hot: frozenset[str] = frozenset()) -> grpc.GenericRpcHandler:
+    """Handlers for every method of a service but the hot ones, from the proto itself.
+
+    Args:
+        service: has a method of its own for each, named like it.
+        descriptor: the service's.
+    """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-    for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
-        if method.name not in _HOT:
+    for method in descriptor.methods:
+        if method.name not in hot:
             request_class = message_factory.GetMessageClass(method.input_type)
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(
                 _handler(getattr(service, method.name)),
                 request_deserializer=request_class.FromString,
                 response_serializer=lambda message: message.SerializeToString(),
             )
-    return grpc.method_handlers_generic_handler(INFERENCE_SERVICE, handlers)
+    return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)

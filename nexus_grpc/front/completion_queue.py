@@ -19,15 +19,25 @@ from typing import Any
 
 import grpc
 
+from nexus_grpc.front.core_choice import CoreChoice
 from nexus_grpc.front.dispatcher import Dispatcher
 from nexus_grpc.front.flight import Flight
-from nexus_grpc.front.hot_methods import PATHS, REQUEST_ID_KEY, STREAMING, monotonic_deadline_ns, request_id_of
+from nexus_grpc.front.hot_methods import (
+    HTTP_STATUS_KEY,
+    PATHS,
+    REQUEST_ID_KEY,
+    STREAMING,
+    monotonic_deadline_ns,
+    request_id_of,
+)
+from nexus_grpc.front.http_calls import as_hot_request
 from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.streams import Stream
-from nexus_grpc.ipc.errors import InvalidInput
-from nexus_grpc.ipc.process import move_to_core
-from nexus_grpc.ipc.record import Method
+from nexus_grpc.ipc.errors import InvalidInput, NexusError
+from nexus_grpc.ipc.record import Method, is_http
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY
+from nexus_grpc.ipc.wire import json_body
+from nexus_grpc.rest.errors import error_body, http_status
 
 _server: Any = None
 cygrpc: Any = None
@@ -139,6 +149,24 @@ class UnaryFlight(Flight):
         self.call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), _UnaryClose(self))
 
 
+class HttpFlight(UnaryFlight):
+    """A unary call that Envoy made of a REST request: an error is an answer with an HTTP status."""
+
+    __slots__ = ()
+
+    def fail(self, code: int, message: str, details: bytes) -> None:
+        payload = json_body(error_body(code, message, self.request_id.decode(), details))
+        metadata = ((REQUEST_ID_KEY, self.request_id), (HTTP_STATUS_KEY, str(http_status(code))))
+        operations: tuple[Any, ...] = (
+            cygrpc.SendInitialMetadataOperation(metadata, 0),
+            cygrpc.SendMessageOperation(payload, 0),
+            cygrpc.SendStatusFromServerOperation((), _OK, b"", 0),
+        )
+        if not self.watched:
+            operations += (cygrpc.ReceiveCloseOnServerOperation(0),)
+        self.call.start_server_batch(operations, None)
+
+
 class _UnaryClose:
     """Tag of a watched unary call's close event."""
 
@@ -151,12 +179,14 @@ class _UnaryClose:
 class _HotMethod:
     """Tag of a hot method's arrival events."""
 
-    __slots__ = ("method", "path", "streaming")
+    __slots__ = ("flight", "method", "outstanding", "path", "streaming")
 
     def __init__(self, method: Method) -> None:
         self.method = int(method)
+        self.flight = HttpFlight if is_http(method) else UnaryFlight
         self.path = PATHS[method]
         self.streaming = method in STREAMING
+        self.outstanding = STREAM_OUTSTANDING if self.streaming else UNARY_OUTSTANDING
 
 
 class _StreamCall:
@@ -212,9 +242,10 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
         options: list[tuple[str, Any]],
         stream_window: int,
         core: int,
+        crowded: list[int],
     ) -> None:
         super().__init__(thread_pool, (), (), options, None, None, False)
-        self._core = core
+        self._cores = (core, crowded)
         self._dispatcher = dispatcher
         self._ids = ids
         self._stream_window = stream_window
@@ -233,7 +264,7 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
                 _server._request_registered_call(state, method)
             _server._request_call(state)
         for hot in methods:
-            for _ in range(STREAM_OUTSTANDING if hot.streaming else UNARY_OUTSTANDING):
+            for _ in range(hot.outstanding):
                 self._request(hot)
         threading.Thread(target=self._ingress, daemon=True, name="ingress").start()
 
@@ -259,7 +290,7 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
 
     def _ingress(self) -> None:
         """Wait for an event; then, holding the turn, serve until nothing is left: events, answers, chores."""
-        move_to_core(self._core)
+        self._core_choice = CoreChoice(*self._cores)
         dispatcher, poll = self._dispatcher, self._state.completion_queue.poll
         arrived, submit, take_answers = self._arrived, dispatcher.submit, dispatcher.take_answers
         serving = True
@@ -282,6 +313,9 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
                     elif kind is _HotMethod:
                         if event.success:
                             arrived(tag, event)
+                    elif kind is HttpFlight:
+                        self._submit_http(tag, event.batch_operations[0].message())
+                        take_answers()
                     elif tag is not None:
                         serving = self._handle(tag, kind, event)
                     elif event.completion_type != _TIMEOUT:
@@ -305,6 +339,15 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
             return bool(_server._process_event_and_continue(self._state, event))
         return True
 
+    def _submit_http(self, flight: HttpFlight, message: bytes | None) -> None:
+        if message is None:
+            return self._no_message(flight)
+        try:
+            flight.message = as_hot_request(flight.method, message)
+        except NexusError as error:
+            return self._dispatcher.refuse(flight, error)
+        self._dispatcher.submit(flight)
+
     def _no_message(self, flight: UnaryFlight) -> None:
         """The client closed without one, went away, or sent one over the limit (the core has answered that)."""
         flight.message = b""
@@ -321,7 +364,8 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
         if hot.streaming:
             self._open_stream(hot, call, request_id, deadline_ns)
         else:
-            flight = UnaryFlight(call, hot.method, request_id, deadline_ns, now_ns)
+            self._core_choice.arrived(hot.flight is HttpFlight)
+            flight = hot.flight(call, hot.method, request_id, deadline_ns, now_ns)
             call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), flight)
 
     def _open_stream(self, hot: _HotMethod, call: Any, request_id: bytes, deadline_ns: int) -> None:

@@ -7,14 +7,17 @@ from concurrent import futures
 from typing import Any
 
 import grpc
+import psutil
 
 from nexus_grpc import logs
 from nexus_grpc.front.catalogue import Catalogue
-from nexus_grpc.front.cold_methods import InferenceService, cold_handlers
+from nexus_grpc.front.cold_methods import HOT, InferenceService, cold_handlers
+from nexus_grpc.front.cold_rest import RestService, cold_rest_handlers
 from nexus_grpc.front.completion_queue import CompletionQueueServer, contract_mismatches
 from nexus_grpc.front.dispatcher import Dispatcher
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.link import WorkerLink
+from nexus_grpc.front.model_services import ModelsService, SystemService
 from nexus_grpc.front.public_api import THREADS, public_server
 from nexus_grpc.front.reflection import Health, add_reflection
 from nexus_grpc.front.request_ids import RequestIds
@@ -22,6 +25,8 @@ from nexus_grpc.front.routes import Route
 from nexus_grpc.ipc.control import ControlChannel, Message
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.stats import FrontStats, FrontWord, open_page
+from nexus_grpc.pb.inference import grpc_service_pb2
+from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2
 from nexus_grpc.settings import Settings
 
 # Threads for the cold methods; health and reflection streams hold one each.
@@ -39,7 +44,8 @@ class Front:
     routes   the catalogue: what is ready, where
     attach   a worker's segment, doorbell, side socket and statistics page
     detach   a worker died
-    listen   bind the port and serve; answered by `ready` or `failed`
+    listen   bind the port (and Envoy's socket, if there is an Envoy) and serve; answered by `ready` or `failed`
+    unready  say NOT_SERVING, and serve on
     drain    stop accepting, finish what is in flight, then exit
     """
 
@@ -49,13 +55,17 @@ class Front:
         self._log = logs.logger()
         self._request_log = logs.RequestLog(settings.log_sample)
         self._channel = channel
-        self._core = hello["own_cpu"]
+        self._core, self._crowded = hello["own_cpu"], hello["crowded_cpus"]
+        self._envoy_socket = hello.get("envoy_socket", "")
         self._settings = settings
         page_fd, bell = descriptors
         stats = FrontStats(open_page(page_fd))
         os.close(page_fd)
         stats.gauge(FrontWord.PID, os.getpid())
         self._catalogue = Catalogue()
+        # Workers that are there: index → generation.
+        self._workers: dict[int, int] = {}
+        self._ids = RequestIds(os.urandom(9))
         self._serving = False
         self._dispatcher = Dispatcher(
             bell,
@@ -70,15 +80,27 @@ class Front:
         self._server = self._build_server()
         self._health = Health(self._server)
         add_reflection(self._server)
-        service = InferenceService(self._catalogue, lambda: self._serving)
-        self._server.add_generic_rpc_handlers((cold_handlers(service),))
+        self._add_cold_methods()
+
+    def _add_cold_methods(self) -> None:
+        inference = InferenceService(self._catalogue, lambda: self._serving)
+        models = ModelsService(self._catalogue)
+        started_at_s = psutil.Process(os.getppid()).create_time()
+        system = SystemService(self._catalogue, lambda: self._serving, lambda: len(self._workers), started_at_s)
+        handlers = (
+            cold_handlers(inference, grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"], HOT),
+            cold_handlers(models, models_pb2.DESCRIPTOR.services_by_name["Models"]),
+            cold_handlers(system, system_pb2.DESCRIPTOR.services_by_name["System"]),
+            cold_rest_handlers(RestService(self._catalogue, models, system), self._ids),
+        )
+        self._server.add_generic_rpc_handlers(handlers)
 
     def run(self) -> None:
         """The egress thread; returns when drained."""
         self._dispatcher.run()
 
     def _build_server(self) -> grpc.Server:
-        ids = RequestIds(os.urandom(9))
+        ids = self._ids
         mismatches = contract_mismatches()
         if mismatches:
             self._log.warning("grpcio's internals do not match: serving through its public API", mismatches=mismatches)
@@ -87,7 +109,7 @@ class Front:
             return public_server(self._dispatcher, ids, pool, self._options())
         pool = futures.ThreadPoolExecutor(COLD_THREADS, thread_name_prefix="cold")
         return CompletionQueueServer(
-            self._dispatcher, ids, pool, self._options(), self._settings.stream_window, self._core
+            self._dispatcher, ids, pool, self._options(), self._settings.stream_window, self._core, self._crowded
         )
 
     def _options(self) -> list[tuple[str, Any]]:
@@ -119,10 +141,14 @@ class Front:
             elif kind == "attach":
                 self._attach(message, descriptors)
             elif kind == "detach":
+                if self._workers.get(message["worker"]) == message["generation"]:
+                    del self._workers[message["worker"]]
                 down = functools.partial(self._dispatcher.worker_down, message["worker"], message["generation"])
                 self._dispatcher.command(down)
             elif kind == "listen":
                 self._listen()
+            elif kind == "unready":
+                self._unready()
             elif kind == "drain":
                 threading.Thread(target=self._drain, args=(message["seconds"],), daemon=True, name="drain").start()
 
@@ -144,6 +170,7 @@ class Front:
         link = WorkerLink(
             message["worker"], message["generation"], segment_fd, bell, side_fd, self._settings.max_in_flight
         )
+        self._workers[link.worker] = link.generation
         self._dispatcher.command(lambda: self._dispatcher.attach(link))
 
     def _listen(self) -> None:
@@ -151,6 +178,8 @@ class Front:
         address = f"[{host}]" if ":" in host else host
         try:
             self._server.add_insecure_port(f"{address}:{self._settings.grpc_port}")
+            if self._envoy_socket:
+                self._server.add_insecure_port(f"unix-abstract:{self._envoy_socket}")
             self._server.start()
         except RuntimeError as error:
             self._channel.send({"type": "failed", "reason": str(error)})
@@ -159,10 +188,13 @@ class Front:
         self._health.update(self._catalogue)
         self._channel.send({"type": "ready"})
 
-    def _drain(self, seconds: float) -> None:
-        """Readiness first, then no new calls, then what is in flight, then the end."""
+    def _unready(self) -> None:
         self._serving = False
         self._health.drain()
+
+    def _drain(self, seconds: float) -> None:
+        """Readiness first, then no new calls, then what is in flight, then the end."""
+        self._unready()
         stopped = self._server.stop(seconds)
         stopped.wait(seconds + 1)
         self._dispatcher.stop()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.ipc.record import REQUEST_ID_MAX_BYTES, Method
+from nexus_grpc.rest.twin import path_of
 
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
 NEXUS_SERVICE = "nexus.v1.Inference"
@@ -15,12 +16,19 @@ PATHS = {
     Method.PREDICT: f"/{NEXUS_SERVICE}/Predict",
     Method.BATCH_PREDICT: f"/{NEXUS_SERVICE}/BatchPredict",
     Method.PREDICT_STREAM: f"/{NEXUS_SERVICE}/PredictStream",
+    Method.HTTP_PREDICT: path_of("InferencePredict"),
+    Method.HTTP_API_PREDICT: path_of("RestApiPredict"),
+    Method.HTTP_API_BATCH_PREDICT: path_of("RestApiBatchPredict"),
+    Method.HTTP_V1_INFER: path_of("RestInfer"),
+    Method.HTTP_V2_INFER: path_of("RestV2Infer"),
 }
 # The core reports "no deadline" as a time centuries away.
 NO_DEADLINE_SECONDS = 1e8
 STREAMING = frozenset({Method.MODEL_STREAM_INFER, Method.PREDICT_STREAM})
 
 REQUEST_ID_KEY = "x-request-id"
+# Tells Envoy the HTTP status of an answer by HttpBody, which is always gRPC OK (envoy/bootstrap.yaml).
+HTTP_STATUS_KEY = "x-nexus-http-status"
 # Printable, no spaces or quotes: safe in a header, a log line and a shell.
 _WELL_FORMED = re.compile(rf"[A-Za-z0-9._:/+=@-]{{1,{REQUEST_ID_MAX_BYTES}}}").fullmatch
 

@@ -13,10 +13,22 @@ import grpc
 
 from nexus_grpc.front.dispatcher import Dispatcher
 from nexus_grpc.front.flight import Flight
-from nexus_grpc.front.hot_methods import NO_DEADLINE_SECONDS, PATHS, REQUEST_ID_KEY, STREAMING, request_id_of
+from nexus_grpc.front.hot_methods import (
+    HTTP_STATUS_KEY,
+    NO_DEADLINE_SECONDS,
+    PATHS,
+    REQUEST_ID_KEY,
+    STREAMING,
+    request_id_of,
+)
+from nexus_grpc.front.http_calls import as_hot_request
 from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.streams import WRAP_ANSWER, WRAP_ERROR
+from nexus_grpc.ipc.errors import NexusError
+from nexus_grpc.ipc.record import is_http
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY
+from nexus_grpc.ipc.wire import json_body
+from nexus_grpc.rest.errors import error_body, http_status
 
 # One thread per request in flight: the public API has no other way to wait.
 THREADS = 128
@@ -63,15 +75,19 @@ class HotHandlers(grpc.GenericRpcHandler):
             return None
         if method in STREAMING:
             return grpc.stream_stream_rpc_method_handler(self._stream(int(method)))
+        if is_http(method):
+            return grpc.unary_unary_rpc_method_handler(self._http(int(method)))
         return grpc.unary_unary_rpc_method_handler(self._unary(int(method)))
 
     def _begin(self, context: grpc.ServicerContext) -> tuple[bytes, int]:
         request_id = request_id_of(context.invocation_metadata() or (), self._ids)
         context.send_initial_metadata(((REQUEST_ID_KEY, request_id.decode()),))
+        return request_id, self._deadline_ns(context)
+
+    def _deadline_ns(self, context: grpc.ServicerContext) -> int:
         remaining = context.time_remaining()
         none = remaining is None or remaining >= NO_DEADLINE_SECONDS
-        deadline_ns = 0 if none else time.monotonic_ns() + int(remaining * 1e9)
-        return request_id, deadline_ns
+        return 0 if none else time.monotonic_ns() + int(remaining * 1e9)
 
     def _answered(self, flight: PublicFlight, context: grpc.ServicerContext) -> PublicFlight:
         context.add_callback(lambda: None if flight.done.is_set() else self._abandon(flight))
@@ -93,6 +109,26 @@ class HotHandlers(grpc.GenericRpcHandler):
                     context.set_trailing_metadata(((DETAILS_KEY, flight.details),))
                 context.abort(_STATUS[flight.code], flight.error)
             return flight.payload
+
+        return handle
+
+    def _http(self, method: int) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+        def handle(message: bytes, context: grpc.ServicerContext) -> bytes:
+            request_id = request_id_of(context.invocation_metadata() or (), self._ids)
+            flight = PublicFlight(method, request_id, self._deadline_ns(context), message)
+            try:
+                flight.message = as_hot_request(method, message)
+                self._answered(flight, context)
+            except NexusError as error:
+                with self._dispatcher.turn:
+                    self._dispatcher.refuse(flight, error)
+            metadata = [(REQUEST_ID_KEY, request_id.decode())]
+            if flight.code:
+                metadata.append((HTTP_STATUS_KEY, str(http_status(flight.code))))
+            context.send_initial_metadata(tuple(metadata))
+            if not flight.code:
+                return flight.payload
+            return json_body(error_body(flight.code, flight.error, request_id.decode(), flight.details))
 
         return handle
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from nexus_grpc.front.link import WorkerLink
 from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable, NexusError, UnknownModel
+from nexus_grpc.ipc.wire import LENGTH_DELIMITED, WireError, fields
 
 # Protobuf tags of field 1 and field 2 as strings: model_name/model_id and model_version in every hot request.
 NAME_TAG, VERSION_TAG = 0x0A, 0x12
@@ -120,36 +121,10 @@ def read_name_and_version(message: bytes) -> tuple[bytes, bytes]:
     Raises InvalidInput when the bytes are no protobuf message.
     """
     found = {1: b"", 2: b""}
-    offset, length = 0, len(message)
-    while offset < length:
-        tag, offset = _varint(message, offset)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == 2:
-            size, offset = _varint(message, offset)
-            if number in found:
-                found[number] = message[offset : offset + size]
-            offset += size
-        elif wire_type == 0:
-            _, offset = _varint(message, offset)
-        elif wire_type in (1, 5):
-            offset += 8 if wire_type == 1 else 4
-        else:
-            raise InvalidInput(_NOT_A_MESSAGE)
-        if offset > length:
-            raise InvalidInput(_NOT_A_MESSAGE)
+    try:
+        for number, wire_type, start, end in fields(message):
+            if number in found and wire_type == LENGTH_DELIMITED:
+                found[number] = message[start:end]
+    except WireError:
+        raise InvalidInput("the request is not a valid protobuf message") from None
     return found[1], found[2]
-
-
-def _varint(message: bytes, offset: int) -> tuple[int, int]:
-    value = shift = 0
-    while offset < len(message) and shift < 64:
-        byte = message[offset]
-        offset += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, offset
-        shift += 7
-    raise InvalidInput(_NOT_A_MESSAGE)
-
-
-_NOT_A_MESSAGE = "the request is not a valid protobuf message"

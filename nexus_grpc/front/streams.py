@@ -14,6 +14,7 @@ from typing import Protocol
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.ipc.errors import Code
 from nexus_grpc.ipc.record import Method
+from nexus_grpc.ipc.wire import length_prefix
 from nexus_grpc.pb.inference import grpc_service_pb2 as infer_pb
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as predict_pb
 
@@ -139,19 +140,8 @@ class Stream:
             self._transport.finish(*self._final)
 
 
-def _prefixed(field: int, payload: bytes) -> bytes:
-    """`payload` as length-delimited field `field` of a message (protobuf wire format)."""
-    length = len(payload)
-    head = bytearray([field << 3 | 2])
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head) + payload
-
-
 def _infer_answer(payload: bytes) -> bytes:
-    return _prefixed(infer_pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER, payload)
+    return length_prefix(infer_pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER, len(payload)) + payload
 
 
 def _infer_error(code: int, message: str) -> bytes:
@@ -159,7 +149,7 @@ def _infer_error(code: int, message: str) -> bytes:
 
 
 def _predict_answer(payload: bytes) -> bytes:
-    return _prefixed(predict_pb.PredictStreamResponse.RESPONSE_FIELD_NUMBER, payload)
+    return length_prefix(predict_pb.PredictStreamResponse.RESPONSE_FIELD_NUMBER, len(payload)) + payload
 
 
 def _predict_error(code: int, message: str) -> bytes:

@@ -39,6 +39,16 @@ class Method(enum.IntEnum):
     PREDICT = 2
     BATCH_PREDICT = 3
     PREDICT_STREAM = 4
+    # REST: JSON in google.api.HttpBody, by way of Envoy (nexus_grpc/rest/twin.py). From here on, see is_http().
+    HTTP_PREDICT = 5
+    HTTP_API_PREDICT = 6
+    HTTP_API_BATCH_PREDICT = 7
+    HTTP_V1_INFER = 8
+    HTTP_V2_INFER = 9
+
+
+def is_http(method: int) -> bool:
+    return method >= Method.HTTP_PREDICT
 
 
 OVERSIZE = 1

@@ -70,7 +70,7 @@ class PageKind(enum.IntEnum):
     """Which process writes a page; the value stands in its first word (ASCII name and layout version)."""
 
     WORKER = int.from_bytes(b"NXWORK\0\1", "big")
-    FRONT = int.from_bytes(b"NXFRNT\0\1", "big")
+    FRONT = int.from_bytes(b"NXFRNT\0\2", "big")
 
 
 class WorkerWord(enum.IntEnum):
@@ -206,7 +206,7 @@ _SIZES: dict[int, tuple[int, int]] = {
 }
 _PAGE_WORDS = {kind: header + MODEL_SLOTS * slot for kind, (header, slot) in _SIZES.items()}
 # The sums of the layout, checked once: a changed enum or bound shows here and needs a new layout version in PageKind.
-assert _SIZES == {PageKind.WORKER: (16, 104), PageKind.FRONT: (16, 104)}
+assert _SIZES == {PageKind.WORKER: (16, 104), PageKind.FRONT: (16, 192)}
 
 _QUEUE_SUM, _ASSEMBLY_SUM, _INFERENCE_SUM, _SERIALISATION_SUM, _TOTAL_SUM = (
     start + LATENCY_BUCKETS for start in (_QUEUE, _ASSEMBLY, _INFERENCE, _SERIALISATION, _TOTAL)

@@ -5,8 +5,8 @@ messages, can live in one process.
 """
 
 from google.api import annotations_pb2, http_pb2
-from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf import descriptor_pb2, descriptor_pool, struct_pb2
 
 POOL = descriptor_pool.DescriptorPool()
-for _module in (descriptor_pb2, http_pb2, annotations_pb2):
+for _module in (descriptor_pb2, http_pb2, annotations_pb2, struct_pb2):
     POOL.AddSerializedFile(_module.DESCRIPTOR.serialized_pb)

@@ -1,18 +1,39 @@
-"""What `nexus serve` tells a person once it serves: what listens where, which models are ready, what to try."""
+"""What `nexus serve` tells once it serves: what listens where, which models are ready, what to try."""
 
 import json
+import shlex
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from nexus_grpc import logs
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor.catalogue import READY, Catalogue, Version
+from nexus_grpc.supervisor.envoy_setup import address_of
 
 # Shown in full up to here; a server with more models points to `nexus models list`.
 MODELS_SHOWN_MAX = 25
 TENSORS_SHOWN_MAX = 4
+
+
+def announce(settings: Settings, catalogue: Catalogue, worker_cores: list[list[int]], seconds: float) -> None:
+    """Log that it serves, and what it doesn't, and print the table. `seconds` is how long the start took."""
+    log = logs.logger()
+    for version in catalogue.versions:
+        if version.state != READY:
+            log.error("model unavailable", model=version.name, version=version.version, reason=version.reason)
+    log.info(
+        "serving",
+        grpc=address_of(settings.host, settings.grpc_port),
+        rest=_rest(settings),
+        models=catalogue.ready_count,
+        fronts=settings.fronts,
+        workers=len(worker_cores),
+        seconds=round(seconds, 2),
+    )
+    print_banner(settings, catalogue, worker_cores)
 
 
 def print_banner(settings: Settings, catalogue: Catalogue, worker_cores: list[list[int]]) -> None:
@@ -20,16 +41,20 @@ def print_banner(settings: Settings, catalogue: Catalogue, worker_cores: list[li
     console = Console(highlight=False, soft_wrap=False)
     console.print(_listeners(settings, worker_cores))
     console.print(_models(catalogue))
-    example = _example(settings, catalogue)
-    if example:
+    examples = _examples(settings, catalogue)
+    if examples:
         console.print("Try:", style="bold")
-        console.print(example, soft_wrap=True, markup=False)
+    for example in examples:
+        console.print(f"  {example}", soft_wrap=True, markup=False)
+    if settings.rest_port and settings.envoy == "external":
+        console.print("Your Envoy's bootstrap: nexus envoy bootstrap, with the same settings", style="dim")
     console.print("Stop with Ctrl-C: requests in flight are finished first.", style="dim")
 
 
 def _listeners(settings: Settings, worker_cores: list[list[int]]) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_row("gRPC", f"{settings.host}:{settings.grpc_port}")
+    table.add_row("REST", _rest(settings))
+    table.add_row("gRPC", address_of(settings.host, settings.grpc_port))
     metrics = f"http://{settings.host}:{settings.metrics_port}/metrics" if settings.metrics_port else "off"
     table.add_row("metrics", metrics)
     table.add_row("fronts", str(settings.fronts))
@@ -66,8 +91,29 @@ def _tensors(tensors: Any) -> str:
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
-def _example(settings: Settings, catalogue: Catalogue) -> str:
-    """A grpcurl line for the first ready model that takes a flat row of numbers."""
+def _rest(settings: Settings) -> str:
+    """The REST interface's URL, or why there is none."""
+    if not settings.rest_port:
+        return "off"
+    scheme = "https" if settings.rest_tls_certificate else "http"
+    url = f"{scheme}://{address_of(settings.rest_address, settings.rest_port)}"
+    return f"{url} (by an Envoy of yours)" if settings.envoy == "external" else url
+
+
+def _examples(settings: Settings, catalogue: Catalogue) -> list[str]:
+    """A curl and a grpcurl line for the first ready model that takes a flat row of numbers."""
+    request = _example_request(catalogue)
+    if not request:
+        return []
+    address = address_of(settings.host, settings.grpc_port)
+    lines = [f"grpcurl -plaintext -d {shlex.quote(request)} {address} nexus.v1.Inference/Predict"]
+    if settings.rest_port:
+        lines.insert(0, f"curl {_rest(settings).split()[0]}/predict --json {shlex.quote(request)}")
+    return lines
+
+
+def _example_request(catalogue: Catalogue) -> str:
+    """The JSON of a Predict request, empty if there is no such model."""
     ready = [version for version in catalogue.versions if version.state == READY]
     for version in sorted(ready, key=lambda item: item.name != "iris"):
         inputs = _metadata(version).inputs
@@ -76,7 +122,5 @@ def _example(settings: Settings, catalogue: Catalogue) -> str:
             for dim in inputs[0].shape[1:]:
                 count *= max(dim, 1)
             features = [5.1, 3.5, 1.4, 0.2] if version.name == "iris" else [0.0] * count
-            request = json.dumps({"model_id": version.name, "features": features})
-            address = f"{settings.host}:{settings.grpc_port}"
-            return f"  grpcurl -plaintext -d '{request}' {address} nexus.v1.Inference/Predict"
+            return json.dumps({"model_id": version.name, "features": features})
     return ""

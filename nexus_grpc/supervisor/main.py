@@ -8,6 +8,7 @@ from nexus_grpc import logs
 from nexus_grpc.ipc.segment import SegmentError
 from nexus_grpc.repository import scan
 from nexus_grpc.settings import Settings
+from nexus_grpc.supervisor.envoy_setup import check_sidecar
 from nexus_grpc.supervisor.ports import PortTaken
 from nexus_grpc.supervisor.supervisor import StartFailed, Supervisor
 
@@ -15,8 +16,10 @@ EXIT_FINE, EXIT_FAILED = 0, 1
 
 
 def run(settings: Settings) -> int:
-    """Serve; return the exit code. Raises ConfigurationError when the model repository cannot be read."""
+    """Serve; return the exit code. Raises ConfigurationError when the model repository cannot be read, or Envoy not be
+    started."""
     logs.configure(settings.log_format, settings.log_level, "supervisor")
+    check_sidecar(settings)
     entries = scan(settings.model_repository)
 
     async def serve() -> int:

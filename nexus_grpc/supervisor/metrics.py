@@ -7,20 +7,17 @@ one name are summed. Only our registry is exposed: no default process, platform 
 """
 
 import enum
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
-from wsgiref.simple_server import WSGIServer
 
 import psutil
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from nexus_grpc.ipc.errors import Code
-from nexus_grpc.ipc.record import Method
+from nexus_grpc.ipc.record import Method, is_http
 from nexus_grpc.ipc.stats import (
     BATCH_BOUNDS,
     LATENCY_BOUNDS_NS,
@@ -35,19 +32,29 @@ from nexus_grpc.ipc.stats import (
     read_model,
     read_worker,
 )
+from nexus_grpc.rest.errors import http_status
 
 _NS_PER_SECOND = 1_000_000_000
+# Method → the route's template, for labels.
+HTTP_ENDPOINTS = {
+    Method.HTTP_PREDICT: "/predict",
+    Method.HTTP_API_PREDICT: "/api/v1/predict",
+    Method.HTTP_API_BATCH_PREDICT: "/api/v1/batch_predict",
+    Method.HTTP_V1_INFER: "/v1/infer",
+    Method.HTTP_V2_INFER: "/v2/models/{model_name}/infer",
+}
 
 
 class Role(enum.StrEnum):
     SUPERVISOR = "supervisor"
     FRONT = "front"
     WORKER = "worker"
+    ENVOY = "envoy"
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessSource:
-    """A process and its statistics page; the supervisor itself has none."""
+    """A process and its statistics page; the supervisor itself and Envoy have none."""
 
     role: Role
     index: int
@@ -73,6 +80,7 @@ class MetricsSources:
     models: Mapping[int, ModelVersion] = field(default_factory=dict)  # slot -> name
     models_ready_count: int = 0
     worker_restarts: Mapping[int, int] = field(default_factory=dict)  # worker index -> replacements so far
+    envoy_restarts: int | None = None  # None: there is no sidecar
     started_at_s: float = 0.0  # since the epoch
 
     def pages(self, role: Role) -> list[tuple[int, memoryview]]:
@@ -128,47 +136,17 @@ class MetricsCollector(Collector):
         yield from _process_families(sources)
         yield from _front_families(sources)
         yield from _worker_families(sources)
-        yield from _request_families(_front_models(sources))
-        yield from _stage_families(_worker_models(sources))
+        yield from _request_families(front_models(sources))
+        yield from _stage_families(worker_models(sources))
         yield from _model_count_families(sources)
-
-
-class MetricsServer:
-    """The thread that answers GET /metrics."""
-
-    def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
-        self._server = server
-        self._thread = thread
-
-    @property
-    def port(self) -> int:
-        """The bound port, also where port 0 was asked for."""
-        return self._server.server_port
-
-    def close(self) -> None:
-        """Stops answering and frees the port; returns when the thread has ended."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def serve(current: Callable[[], MetricsSources], host: str, port: int) -> MetricsServer:
-    """Serves the metrics on http://host:port/metrics from a daemon thread; port 0 picks a free one.
-
-    Raises:
-        OSError: the address can't be bound, e.g. the port is taken (errno EADDRINUSE).
-    """
-    registry = CollectorRegistry()
-    registry.register(MetricsCollector(current))
-    server, thread = start_http_server(port, host, registry)
-    return MetricsServer(server, thread)
 
 
 def _named_slots(sources: MetricsSources) -> list[tuple[int, ModelVersion]]:
     return [*({UNKNOWN_MODEL_SLOT: UNKNOWN} | dict(sources.models)).items()]
 
 
-def _front_models(sources: MetricsSources) -> dict[ModelVersion, FrontModelSnapshot]:
+def front_models(sources: MetricsSources) -> dict[ModelVersion, FrontModelSnapshot]:
+    """Requests by model version, over all fronts; UNKNOWN when there were any."""
     models: dict[ModelVersion, FrontModelSnapshot] = {}
     for _, page in sources.pages(Role.FRONT):
         for slot, name in _named_slots(sources):
@@ -177,7 +155,8 @@ def _front_models(sources: MetricsSources) -> dict[ModelVersion, FrontModelSnaps
     return {name: model for name, model in models.items() if name != UNKNOWN or model.total.count}
 
 
-def _worker_models(sources: MetricsSources) -> dict[ModelVersion, ModelSnapshot]:
+def worker_models(sources: MetricsSources) -> dict[ModelVersion, ModelSnapshot]:
+    """Batches and stages by model version, over all workers."""
     models: dict[ModelVersion, ModelSnapshot] = {}
     for _, page in sources.pages(Role.WORKER):
         for slot, name in sources.models.items():
@@ -203,6 +182,7 @@ def _request_families(models: Mapping[ModelVersion, FrontModelSnapshot]) -> Iter
         labels=_MODEL_LABELS,
     )
     predictions: Counter[tuple[str, ...]] = Counter()
+    http: Counter[tuple[str, ...]] = Counter()
     for model, snapshot in models.items():
         _add_latency(duration, (model.name, model.version), snapshot.total)
         for method, by_code in zip(Method, snapshot.requests, strict=True):
@@ -210,8 +190,18 @@ def _request_families(models: Mapping[ModelVersion, FrontModelSnapshot]) -> Iter
                 predictions[model.name, "success" if code is Code.OK else "error"] += count
                 if count:
                     requests.add_metric((_METHOD_NAMES[method], model.name, model.version, code.name), count)
+                    if is_http(method):
+                        http["POST", HTTP_ENDPOINTS[method], str(http_status(code))] += count
     yield requests
     yield duration
+    yield _family(
+        CounterMetricFamily(
+            "http_requests",
+            "REST requests for predictions that reached a front, by the HTTP status of their answer.",
+            labels=("method", "endpoint", "status"),
+        ),
+        http,
+    )
     yield _family(
         CounterMetricFamily(
             "model_predictions",
@@ -321,6 +311,8 @@ def _model_count_families(sources: MetricsSources) -> Iterator[Metric]:
     text = "Model versions that are ready to serve."
     yield GaugeMetricFamily("nexus_models_loaded", text, sources.models_ready_count)
     yield GaugeMetricFamily("models_loaded", text, sources.models_ready_count)
+    if sources.envoy_restarts is not None:
+        yield CounterMetricFamily("nexus_envoy_restarts", "Times that Envoy was replaced.", sources.envoy_restarts)
     started = "When the server started, in seconds since the epoch."
     yield GaugeMetricFamily("nexus_start_time_seconds", started, sources.started_at_s)
 

@@ -10,6 +10,7 @@ from nexus_grpc.ipc.oversize import new_side_sockets
 from nexus_grpc.ipc.ring import new_bell
 from nexus_grpc.ipc.segment import create_segment
 from nexus_grpc.ipc.stats import PageKind, WorkerWord, create_page, open_page, reset_gauges
+from nexus_grpc.supervisor.backoff import Backoff
 from nexus_grpc.supervisor.catalogue import Version
 from nexus_grpc.supervisor.child import Child
 
@@ -32,13 +33,12 @@ class Slot:
         self._page_fd = create_page(self.page_kind)
         self.page = open_page(self._page_fd)
         self._bell = -1
-        self._born_s = 0.0
-        self._delay_s = 0.0
+        self.backoff = Backoff()
 
     def begin(self, child: Child) -> None:
         """A new process takes the place."""
         self.child = child
-        self._born_s = time.monotonic()
+        self.backoff.begin()
         self._bell = new_bell()
         reset_gauges(self.page)
 
@@ -67,14 +67,6 @@ class Slot:
 
     def bell_descriptor(self) -> int:
         return os.dup(self._bell)
-
-    def next_delay(self, short_life_s: float, first_s: float, max_s: float) -> float:
-        """Seconds to wait before the next process: none after a long life, doubling after short ones."""
-        if time.monotonic() - self._born_s >= short_life_s:
-            self._delay_s = 0.0
-        delay = self._delay_s
-        self._delay_s = min(max_s, max(first_s, 2 * delay))
-        return delay
 
 
 class FrontSlot(Slot):

@@ -18,22 +18,20 @@ from nexus_grpc.ipc.ring import ordering_is_proven
 from nexus_grpc.ipc.segment import SegmentError
 from nexus_grpc.repository import ModelEntry
 from nexus_grpc.settings import Settings
+from nexus_grpc.supervisor import backoff
 from nexus_grpc.supervisor import catalogue as catalogue_module
-from nexus_grpc.supervisor.banner import print_banner
+from nexus_grpc.supervisor.banner import announce
 from nexus_grpc.supervisor.catalogue import Catalogue, place
 from nexus_grpc.supervisor.child import Child, exit_text
-from nexus_grpc.supervisor.metrics import MetricsServer, MetricsSources, serve
+from nexus_grpc.supervisor.envoy import Sidecar
+from nexus_grpc.supervisor.envoy_setup import has_sidecar
+from nexus_grpc.supervisor.metrics import MetricsSources
 from nexus_grpc.supervisor.pool import FrontSlot, WorkerSlot, join
-from nexus_grpc.supervisor.ports import PortTaken, claim_port
+from nexus_grpc.supervisor.ports import claim_ports, serve_metrics
 from nexus_grpc.supervisor.sources import sources_of
 
 EXIT_FINE, EXIT_FORCED = 0, 1
 WATCHDOG_TICK_SECONDS = 0.5
-# A process that lived shorter than this died of itself: the next one starts with back-off.
-SHORT_LIFE_SECONDS = 5.0
-BACKOFF_FIRST_SECONDS, BACKOFF_MAX_SECONDS = 0.2, 10.0
-# A process that dies this often before it first became ready cannot start here.
-BOOT_ATTEMPTS_MAX = 3
 STOP_SECONDS = 5.0
 
 
@@ -44,7 +42,8 @@ class StartFailed(Exception):
 class Supervisor:
     """run() is the whole life of the server.
 
-    Raises PortTaken, SegmentError, StartFailed or OSError when it cannot start; nothing is left behind then.
+    Raises PortTaken, SegmentError, StartFailed, ConfigurationError or OSError when it cannot start; nothing is left
+    behind then.
     """
 
     def __init__(self, settings: Settings, entries: Sequence[ModelEntry]) -> None:
@@ -62,14 +61,15 @@ class Supervisor:
         self._failure: str | None = None
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._sidecar: Sidecar | None = None
 
     async def run(self) -> int:
-        settings = self._settings
-        claim = claim_port(settings.host, settings.grpc_port, "--grpc-port")
-        metrics = self._serve_metrics()
+        claims = claim_ports(self._settings)
+        metrics = serve_metrics(self._settings, lambda: self._sources)
         self._take_signals()
         try:
+            if has_sidecar(self._settings):
+                self._sidecar = Sidecar(self._settings, self._cpus, self._sidecar_changed)
             for worker in self._workers:
                 self._spawn_worker(worker)
             for front in self._fronts:
@@ -83,21 +83,9 @@ class Supervisor:
             await self._end_children()
             if metrics is not None:
                 metrics.close()
-            claim.close()
+            claims.close()
 
     # --- starting ---
-
-    def _serve_metrics(self) -> MetricsServer | None:
-        port = self._settings.metrics_port
-        if not port:
-            return None
-        try:
-            return serve(lambda: self._sources, self._settings.host, port)
-        except OSError as error:
-            raise PortTaken(
-                f"{self._settings.host}:{port} cannot be bound for metrics ({error.strerror}); stop what listens"
-                " there or choose another --metrics-port (0 = off)"
-            ) from None
 
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -111,17 +99,29 @@ class Supervisor:
             self._changed.set()
         else:
             self._log.warning("stopping at once", signal=signal.Signals(number).name)
+            if self._sidecar is not None:
+                self._sidecar.kill()
             for slot in (*self._fronts, *self._workers):
                 if slot.child is not None:
                     slot.child.kill()
 
     async def _until_serving(self) -> None:
-        """Wait for every worker, then have the fronts listen, and wait for them. Raises StartFailed."""
+        """Wait for every worker, then have the fronts listen, then start Envoy. Raises StartFailed."""
         await self._until(lambda: all(worker.ready for worker in self._workers))
         for front in self._fronts:
             front.may_listen = True
             self._tell_front_all(front)
         await self._until(lambda: all(front.ready for front in self._fronts))
+        sidecar = self._sidecar
+        if sidecar is not None and not self._stop.is_set():
+            sidecar.start()
+            await self._until(lambda: sidecar.ready)
+
+    def _sidecar_changed(self) -> None:
+        assert self._sidecar is not None
+        self._failure = self._failure or self._sidecar.failure
+        self._update_sources()
+        self._changed.set()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition() and not self._stop.is_set():
@@ -133,18 +133,8 @@ class Supervisor:
     def _announce(self) -> None:
         if not ordering_is_proven():
             self._log.warning("this CPU's memory ordering is not covered by docs/decisions/0002: untested here")
-        for version in self._catalogue.versions:
-            if version.state != catalogue_module.READY:
-                self._log.error("model unavailable", model=version.name, version=version.version, reason=version.reason)
-        self._log.info(
-            "serving",
-            grpc=f"{self._settings.host}:{self._settings.grpc_port}",
-            models=self._catalogue.ready_count,
-            fronts=len(self._fronts),
-            workers=len(self._workers),
-            seconds=round(time.time() - self._started_at_s, 2),
-        )
-        print_banner(self._settings, self._catalogue, [worker.cores for worker in self._workers])
+        cores = [worker.cores for worker in self._workers]
+        announce(self._settings, self._catalogue, cores, time.time() - self._started_at_s)
 
     # --- workers ---
 
@@ -152,10 +142,7 @@ class Supervisor:
         child = Child("worker", worker.index, worker.generation, self._on_worker_message, self._on_worker_exit)
         worker.begin(child)
         child.spawn("workers.main")
-        child.send(
-            {**self._hello(child), "cpus": worker.cores},
-            worker.new_descriptors(),
-        )
+        child.send({**self._hello(child), "cpus": worker.cores}, worker.new_descriptors())
         self._update_sources()
 
     def _hello(self, child: Child) -> Message:
@@ -237,13 +224,12 @@ class Supervisor:
         if not was_ready:
             slot.boot_attempts += 1
             loading = isinstance(slot, WorkerSlot) and slot.died_loading
-            if slot.boot_attempts >= BOOT_ATTEMPTS_MAX and not slot.ever_ready and not loading:
-                self._failure = f"{slot.role} {slot.index} cannot start: {exit_text(code)} {BOOT_ATTEMPTS_MAX} times"
+            if slot.boot_attempts >= backoff.BOOT_ATTEMPTS_MAX and not slot.ever_ready and not loading:
+                self._failure = f"{slot.role} {slot.index} cannot start: {exit_text(code)} {slot.boot_attempts} times"
                 self._changed.set()
                 return
-        delay = slot.next_delay(SHORT_LIFE_SECONDS, BACKOFF_FIRST_SECONDS, BACKOFF_MAX_SECONDS)
         spawn = self._spawn_worker if isinstance(slot, WorkerSlot) else self._spawn_front
-        asyncio.get_running_loop().call_later(delay, self._spawn_unless_draining, spawn, slot)
+        asyncio.get_running_loop().call_later(slot.backoff.next_delay(), self._spawn_unless_draining, spawn, slot)
         self._update_sources()
 
     def _spawn_unless_draining(self, spawn: Callable[[Any], None], slot: WorkerSlot | FrontSlot) -> None:
@@ -257,7 +243,7 @@ class Supervisor:
                 slot.child.kill()  # its exit is followed by another try
             else:
                 slot.end()
-                asyncio.get_running_loop().call_later(BACKOFF_MAX_SECONDS, self._spawn_unless_draining, spawn, slot)
+                asyncio.get_running_loop().call_later(backoff.MAX_SECONDS, self._spawn_unless_draining, spawn, slot)
 
     # --- fronts ---
 
@@ -266,7 +252,11 @@ class Supervisor:
         front.begin(child)
         child.spawn("nexus_grpc.front.main")
         own, others = cpus.front_cpus(self._cpus, front.index)
-        child.send({**self._hello(child), "cpus": others, "own_cpu": own}, front.new_descriptors())
+        envoy_socket = self._sidecar.socket_name(front.index) if self._sidecar is not None else ""
+        crowded = self._cpus if envoy_socket and len(self._cpus) <= len(self._fronts) + len(self._workers) else []
+        cores = {"cpus": others, "own_cpu": own, "crowded_cpus": crowded}
+        hello = {**self._hello(child), **cores, "envoy_socket": envoy_socket}
+        child.send(hello, front.new_descriptors())
         for worker in self._workers:
             if worker.ready:
                 self._join(front, worker, front)
@@ -280,9 +270,7 @@ class Supervisor:
         front.child.send({"type": "listen"})
 
     def _tell_routes(self) -> None:
-        for front in self._fronts:
-            if front.child is not None:
-                front.child.send(self._catalogue.as_message())
+        self._tell_fronts(self._catalogue.as_message())
         self._update_sources()
 
     def _on_front_message(self, child: Child, message: Message) -> None:
@@ -354,26 +342,36 @@ class Supervisor:
 
     def _update_sources(self) -> None:
         """What the metrics thread reads: replaced whole."""
-        self._sources = sources_of(self._fronts, self._workers, self._catalogue, self._started_at_s)
+        self._sources = sources_of(self._fronts, self._workers, self._catalogue, self._sidecar, self._started_at_s)
 
     # --- stopping ---
 
     async def _drain(self) -> int:
-        """Fronts finish what is in flight, then workers stop. A second signal ends it at once."""
+        """Envoy and the fronts finish what is in flight, then workers stop. A second signal ends it at once."""
         self._draining = True
-        seconds = self._settings.drain_seconds
-        for front in self._fronts:
-            if front.child is not None:
-                front.child.send({"type": "drain", "seconds": seconds})
+        deadline_s = time.monotonic() + self._settings.drain_seconds
+        if self._sidecar is not None:
+            # Not ready any more, then no new connections; only then may fronts refuse calls.
+            self._tell_fronts({"type": "unready"})
+            await self._sidecar.stop_accepting()
+        seconds = max(0.1, deadline_s - time.monotonic())
+        self._tell_fronts({"type": "drain", "seconds": seconds})
         await self._until_exited(self._fronts, seconds + 2)
+        if self._sidecar is not None:
+            await self._sidecar.stop(max(0.1, deadline_s - time.monotonic()))
         for worker in self._workers:
             if worker.child is not None:
                 worker.child.send({"type": "stop"})
         await self._until_exited(self._workers, STOP_SECONDS)
-        slots = (*self._fronts, *self._workers)
-        forced = any(slot.child is not None or slot.forced for slot in slots)
+        forced = any(slot.child is not None or slot.forced for slot in (*self._fronts, *self._workers))
+        forced |= self._sidecar is not None and self._sidecar.forced
         self._log.info("stopped", forced=forced)
         return EXIT_FORCED if forced else EXIT_FINE
+
+    def _tell_fronts(self, message: Message) -> None:
+        for front in self._fronts:
+            if front.child is not None:
+                front.child.send(message)
 
     async def _until_exited(self, slots: Sequence[FrontSlot] | Sequence[WorkerSlot], seconds: float) -> None:
         children = [slot.child for slot in slots if slot.child is not None]
@@ -389,6 +387,8 @@ class Supervisor:
     async def _end_children(self) -> None:
         """Whatever is left is killed: nothing outlives the supervisor's run()."""
         self._draining = True
+        if self._sidecar is not None:
+            await self._sidecar.end()
         for slot in (*self._fronts, *self._workers):
             if slot.child is not None and slot.child.pid:
                 slot.child.kill()

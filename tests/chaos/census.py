@@ -42,9 +42,9 @@ def _holding(pid: int) -> Holding:
 
 
 def take_census(server: Server) -> Census:
-    """What the supervisor and each front and worker hold now, by name such as `worker 0`."""
+    """What the supervisor and each front, worker and Envoy hold now, by name such as `worker 0`."""
     census = {"supervisor": _holding(server.process.pid)}
-    for role in ("front", "worker"):
+    for role in ("front", "worker", "envoy"):
         for index, child in enumerate(server.children(role)):
             census[f"{role} {index}"] = _holding(child.pid)
     return census
@@ -111,11 +111,15 @@ def assert_nothing_left(folder: pathlib.Path, seconds: float = 1.0) -> float:
 
 @contextlib.contextmanager
 def clean_server(
-    tmp_path: pathlib.Path, repository: pathlib.Path, *options: str, prefix: tuple[str, ...] = ()
+    tmp_path: pathlib.Path,
+    repository: pathlib.Path,
+    *options: str,
+    prefix: tuple[str, ...] = (),
+    rest: bool = False,
 ) -> Iterator[Server]:
     """A server that, unless the test ends it, must end with 0 at SIGTERM; in any case nothing of it may be left."""
     shm = shm_names()
-    with running_server(tmp_path, *options, repository=repository, prefix=prefix) as server:
+    with running_server(tmp_path, *options, repository=repository, prefix=prefix, rest=rest) as server:
         # One front that answers makes it ready; a census wants them all.
         wait_until(lambda: '"event": "serving"' in server.log_text(), 20, "every process serves")
         yield server
@@ -131,7 +135,8 @@ def wait_replaced(server: Server, role: str, index: int, old_pid: int, seconds: 
     def replaced() -> bool:
         for child in psutil.Process(server.process.pid).children():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                if " ".join(child.cmdline()).rstrip() == f"nexus: {role} {index}" and child.pid != old_pid:
+                # Envoy has arguments after its name.
+                if f"{' '.join(child.cmdline())} ".startswith(f"nexus: {role} {index} ") and child.pid != old_pid:
                     return True
         return False
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from nexus_grpc.ipc.wire import varint
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as predict_pb
 from tests.unit.support import model_of, spec
 from workers.model import Model
-from workers.wire import varint
 
 TEXTS = st.text(max_size=6)
 

@@ -14,8 +14,9 @@ from workers.infer_decode import decode_infer
 from workers.infer_form import InferForm
 from workers.model import Model
 from workers.predict_codec import PredictForm, decode_predict
-from workers.requests import Decoded, Piece
+from workers.requests import Decoded
 from workers.template import find_template, remember_template
+from workers.tensors import Piece
 
 DECODERS = {Method.MODEL_INFER: decode_infer, Method.PREDICT: decode_predict}
 

@@ -131,13 +131,13 @@ def test_open_files() -> None:
 def test_a_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        (finding,) = check_ports(load_settings({"grpc_port": port, "metrics_port": 0}))
+        (finding,) = check_ports(load_settings({"grpc_port": port, "rest_port": 0, "metrics_port": 0}))
     assert (finding.state, finding.check) == ("warn", f"port {port}")
     assert "--grpc-port" in finding.advice
 
 
 def test_an_address_that_is_not_this_machines() -> None:
-    settings = load_settings({"host": "192.0.2.1", "insecure_allow_anonymous": True, "metrics_port": 0})
+    settings = load_settings({"host": "192.0.2.1", "insecure_allow_anonymous": True, "rest_port": 0, "metrics_port": 0})
     assert states(list(check_ports(settings))) == ["fail"]
 
 

@@ -23,8 +23,8 @@ from nexus_grpc.supervisor.metrics import (
     ModelVersion,
     ProcessSource,
     Role,
-    serve,
 )
+from nexus_grpc.supervisor.metrics_server import serve
 
 IRIS_1, IRIS_2, DIGITS = 1, 2, 3
 MODELS = {

@@ -170,6 +170,42 @@ def test_restore_refuses(text: str) -> None:
         Settings.restore(text)
 
 
+def test_a_list_is_text_with_commas_or_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    origins = ("https://a.example", "http://localhost:3000")
+    assert load_settings({}).cors_origins == ()
+    assert load_settings({"cors_origins": " https://a.example, http://localhost:3000,"}).cors_origins == origins
+    Path("nexus.toml").write_text('cors_origins = ["https://a.example", "http://localhost:3000"]\n')
+    assert load_settings({}).cors_origins == origins
+    monkeypatch.setenv("NEXUS_CORS_ORIGINS", "*")
+    settings = load_settings({})
+    assert settings.cors_origins == ("*",)
+    assert Settings.restore(settings.model_dump_json()) == settings
+
+
+@pytest.mark.parametrize(
+    "origin", ["a.example", "https://", "https://a.example/", "https://a.example/p", "https://a@b", "https://*.a", "*a"]
+)
+def test_what_is_no_origin_is_refused_by_name(origin: str) -> None:
+    assert f"{origin!r} is no web origin" in complaint(cors_origins=origin)
+
+
+def test_a_list_of_something_else() -> None:
+    assert complaint(cors_origins=3) == "cors_origins = 3 (from --cors-origins): expected a list"
+
+
+def test_the_rest_port_has_a_host_of_its_own() -> None:
+    assert load_settings({"host": "::1"}).rest_address == "::1"
+    assert load_settings({"rest_host": "127.0.0.2"}).rest_address == "127.0.0.2"
+    assert complaint(rest_host="0.0.0.0").startswith("rest_host = '0.0.0.0': other machines")
+    assert load_settings({"rest_host": "0.0.0.0", "insecure_allow_anonymous": True}).rest_address == "0.0.0.0"
+    assert complaint(host="0.0.0.0", rest_host="::1").startswith("host = '0.0.0.0'")
+
+
+def test_a_certificate_needs_its_key() -> None:
+    assert "expected both or neither" in complaint(rest_tls_certificate="a.pem")
+    assert "expected both or neither" in complaint(rest_tls_key="a.key")
+
+
 def test_as_dict_is_plain_json() -> None:
     plain = load_settings({}).as_dict()
     assert json.loads(json.dumps(plain)) == plain

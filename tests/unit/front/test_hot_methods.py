@@ -11,6 +11,8 @@ from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.ipc.record import REQUEST_ID_MAX_BYTES, Method
 from nexus_grpc.pb.inference import grpc_service_pb2
 from nexus_grpc.pb.nexus.v1 import inference_pb2
+from nexus_grpc.rest.http_rules import http_methods
+from nexus_grpc.rest.twin import path_of
 
 NOW_NS = 10**15
 MADE = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-a[0-9a-f]{3}-[0-9a-f]{12}")
@@ -22,7 +24,7 @@ def test_the_paths_are_those_of_the_protos() -> None:
         for module in (grpc_service_pb2, inference_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
-    }
+    } | {path_of(method.name): False for method in http_methods() if method.has_body}
     assert set(PATHS) == set(Method)
     assert {path: known[path] for path in PATHS.values()} == {PATHS[m]: m in STREAMING for m in Method}
 

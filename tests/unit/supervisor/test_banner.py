@@ -56,6 +56,33 @@ def test_listeners_and_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nexus.v1.Inference/Predict" in text
 
 
+def test_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    catalogue = catalogue_of("good")
+    loaded(catalogue, 1, [-1, 1])
+    text = shown(catalogue, capsys, rest_port=9003, rest_host="::1")
+    assert row(text, "REST") == "REST http://[::1]:9003"
+    assert """curl http://[::1]:9003/predict --json '{"model_id": "good", "features": [0.0]}'""" in text
+    text = shown(catalogue, capsys, rest_port=9003, rest_tls_certificate="a.pem", rest_tls_key="b.pem")
+    assert row(text, "REST") == "REST https://127.0.0.1:9003"
+    assert "curl https://127.0.0.1:9003/predict" in text
+
+
+def test_rest_by_an_envoy_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    catalogue = catalogue_of("good")
+    loaded(catalogue, 1, [-1, 1])
+    text = shown(catalogue, capsys, envoy="external")
+    assert row(text, "REST") == "REST http://127.0.0.1:8080 (by an Envoy of yours)"
+    assert "nexus envoy bootstrap" in text
+
+
+def test_rest_may_be_off(capsys: pytest.CaptureFixture[str]) -> None:
+    catalogue = catalogue_of("good")
+    loaded(catalogue, 1, [-1, 1])
+    text = shown(catalogue, capsys, rest_port=0)
+    assert row(text, "REST") == "REST off"
+    assert "curl http" not in text
+
+
 def test_metrics_may_be_off(capsys: pytest.CaptureFixture[str]) -> None:
     assert row(shown(catalogue_of("a"), capsys, metrics_port=0), "metrics") == "metrics off"
 

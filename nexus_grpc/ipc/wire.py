@@ -67,3 +67,15 @@ def spans(message: bytes, field: int) -> list[tuple[int, int]]:
     return [
         (start, end) for number, kind, start, end in fields(message) if number == field and kind == LENGTH_DELIMITED
     ]
+
+
+# google.api.HttpBody, which carries JSON between Envoy and us (google/api/httpbody.proto).
+HTTP_BODY_TYPE, HTTP_BODY_DATA = 1, 2
+_JSON_TYPE = b"application/json"
+_DATA_TAG = varint(HTTP_BODY_DATA << 3 | LENGTH_DELIMITED)
+_JSON_HEAD = length_prefix(HTTP_BODY_TYPE, len(_JSON_TYPE)) + _JSON_TYPE + _DATA_TAG
+
+
+def json_body(text: bytes) -> bytes:
+    """A serialised google.api.HttpBody with JSON in it."""
+    return b"%b%b%b" % (_JSON_HEAD, varint(len(text)), text)

@@ -2,8 +2,7 @@
 
 import pytest
 
-from nexus_grpc.pb.inference import grpc_service_pb2 as pb
-from workers.wire import (
+from nexus_grpc.ipc.wire import (
     FIXED32,
     FIXED64,
     LENGTH_DELIMITED,
@@ -14,7 +13,8 @@ from workers.wire import (
     read_varint,
     spans,
 )
-from workers.wire import varint as encode
+from nexus_grpc.ipc.wire import varint as encode
+from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 
 
 @pytest.mark.parametrize("value", [0, 1, 127, 128, 16_383, 16_384, 2**32, 2**63, 2**64 - 1])

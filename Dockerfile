@@ -1,0 +1,38 @@
+# The server. Build: docker build -t nexus-grpc .    Run: see docker-compose.yml, or
+#   docker run -p 8001:8001 -p 8080:8080 -v ./models:/models:ro nexus-grpc
+# One image for both shapes: with Envoy inside (the default), or beside it (NEXUS_ENVOY=external).
+
+FROM python:3.11-slim-bookworm AS build
+WORKDIR /app
+RUN python -m venv /app/.venv
+# The pinned dependencies first: they change less often than the code.
+COPY requirements.lock ./
+RUN .venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY proto proto
+COPY envoy envoy
+COPY nexus_grpc nexus_grpc
+COPY workers workers
+RUN .venv/bin/python proto/build.py \
+ && .venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation -e . \
+ && .venv/bin/python -m compileall -q nexus_grpc workers
+
+FROM python:3.11-slim-bookworm
+# A number, so that Kubernetes can check runAsNonRoot.
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin nexus && mkdir -p /models && chown 10001 /models
+COPY --from=build /app /app
+WORKDIR /app
+# In a container, who can reach the ports is decided where they are published; hence the last two.
+ENV PATH=/app/.venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    NEXUS_MODEL_REPOSITORY=/models \
+    NEXUS_DATA_DIR=/tmp/nexus-data \
+    NEXUS_HOST=0.0.0.0 \
+    NEXUS_INSECURE_ALLOW_ANONYMOUS=1
+USER 10001
+EXPOSE 8001 8080 8002
+STOPSIGNAL SIGTERM
+# By the gRPC health protocol: ready means that models are loaded and fronts serve.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["nexus", "health"]
+# The supervisor is made to be process 1: it reaps its children and passes nothing else on.
+CMD ["nexus", "serve"]

@@ -1,0 +1,113 @@
+"""REST calls on their way to a worker: which model they name, found without understanding the rest of their JSON.
+
+What Envoy sends is a twin's message (nexus_grpc/rest/twin.py): path parameters, and the JSON as it came in field 15. It
+is rewritten to what every hot request looks like, name and version first, so that the same routing serves it:
+
+    1: name   2: version   15: the JSON
+"""
+
+import re
+from typing import Any
+
+import msgspec
+
+from nexus_grpc.ipc.errors import InvalidInput
+from nexus_grpc.ipc.record import Method
+from nexus_grpc.ipc.wire import HTTP_BODY_DATA, WireError, fields, length_prefix
+from nexus_grpc.rest.twin import BODY_FIELD
+
+# Method → the JSON keys that name the model and its version ("" = no such key).
+KEYS = {
+    Method.HTTP_PREDICT: ("model_id", "model_version"),
+    Method.HTTP_API_PREDICT: ("model_name", ""),
+    Method.HTTP_API_BATCH_PREDICT: ("model_name", ""),
+    Method.HTTP_V1_INFER: ("model", "version"),
+}
+_PLAIN = rb'"\s*:\s*"([A-Za-z0-9._-]{0,64})"'
+_NEEDLES = {
+    key: (b'"%b"' % key.encode(), re.compile(b'"' + key.encode() + _PLAIN).search)
+    for keys in KEYS.values()
+    for key in keys
+    if key
+}
+
+
+def as_hot_request(method: int, message: bytes) -> bytes:
+    """A twin's message, rewritten. Raises InvalidInput when it names no model, or is nothing of the kind."""
+    name, version, body = _split(message)
+    if method != Method.HTTP_V2_INFER:
+        name, version = addressee(method, body)
+        if version[:1] == b"v" and method == Method.HTTP_V1_INFER:
+            version = version[1:]  # its users write "v1"
+    head = length_prefix(1, len(name)) + name
+    if version:
+        head += length_prefix(2, len(version)) + version
+    return head + length_prefix(BODY_FIELD, len(body)) + body
+
+
+def _split(message: bytes) -> tuple[bytes, bytes, bytes]:
+    """(field 1, field 2, the HttpBody's data)."""
+    found = {1: b"", 2: b"", BODY_FIELD: b""}
+    try:
+        for number, _, start, end in fields(message):
+            if number in found and end > start:
+                found[number] = message[start:end]
+        body = b""
+        for number, _, start, end in fields(found[BODY_FIELD]):
+            if number == HTTP_BODY_DATA:
+                body = found[BODY_FIELD][start:end]
+    except WireError:
+        raise InvalidInput("the request is not a valid protobuf message") from None
+    return found[1], found[2], body
+
+
+def addressee(method: int, body: bytes) -> tuple[bytes, bytes]:
+    """(model name, version or empty) that a JSON body names. Raises InvalidInput.
+
+    A key that stands in it once, with a plain value, is taken without parsing; the worker, which parses, checks that it
+    was the right one.
+    """
+    name_key, version_key = KEYS[Method(method)]
+    name = _peek(body, name_key)
+    version = _peek(body, version_key) if version_key else b""
+    if name and version is not None:
+        return name, version
+    return _parsed_addressee(body, name_key, version_key)
+
+
+def _peek(body: bytes, key: str) -> bytes | None:
+    """The key's value; empty when the key is not there; None when only a parser can tell."""
+    needle, search = _NEEDLES[key]
+    count = body.count(needle)
+    if count != 1:
+        return b"" if count == 0 and b"\\" not in body else None
+    found = search(body)
+    return found[1] if found else None
+
+
+def _parsed_addressee(body: bytes, name_key: str, version_key: str) -> tuple[bytes, bytes]:
+    content = parse(body)
+    if not isinstance(content, dict):
+        raise InvalidInput(f"the body must be a JSON object, got {type(content).__name__}")
+    name = content.get(name_key)
+    if name is None:
+        raise InvalidInput(f'field "{name_key}" is missing: it names the model', field=name_key)
+    version = content.get(version_key, "") if version_key else ""
+    for key, value in ((name_key, name), (version_key, version)):
+        if not isinstance(value, str):
+            raise InvalidInput(f'field "{key}" must be a string', field=key)
+    if not name:
+        raise InvalidInput(f'field "{name_key}" is empty: it names the model', field=name_key)
+    return name.encode("utf-8", "replace"), version.encode("utf-8", "replace")
+
+
+def parse(body: bytes) -> Any:
+    """Any JSON. Raises InvalidInput."""
+    if not body.strip():
+        raise InvalidInput("the body is empty; expected a JSON object")
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise InvalidInput("the body is not valid JSON for this server: it is nested too deeply") from None

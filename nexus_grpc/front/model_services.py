@@ -1,0 +1,131 @@
+"""nexus.v1.Models and nexus.v1.System: what REST's GET routes answer, typed. Each method raises NexusError."""
+
+import datetime
+import importlib.metadata
+import time
+from collections.abc import Callable
+from typing import Any
+
+from nexus_grpc.front.catalogue import Catalogue
+from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable, UnknownModel
+from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2
+
+# onnx.TensorProto.DataType (onnx/onnx.proto) by the Open Inference Protocol's names.
+ONNX_NUMBERS = {
+    "FP32": 1,
+    "UINT8": 2,
+    "INT8": 3,
+    "UINT16": 4,
+    "INT16": 5,
+    "INT32": 6,
+    "INT64": 7,
+    "BYTES": 8,
+    "BOOL": 9,
+    "FP16": 10,
+    "FP64": 11,
+    "UINT32": 12,
+    "UINT64": 13,
+}
+SERVER_NAME = "nexus-grpc"
+
+
+class ModelsService:
+    """nexus.v1.Models."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+
+    def List(self, request: models_pb2.ListModelsRequest) -> models_pb2.ListModelsResponse:  # noqa: N802
+        names = sorted(self._catalogue.names())
+        return models_pb2.ListModelsResponse(models=[self._listed(name) for name in names], count=len(names))
+
+    def _listed(self, name: str) -> models_pb2.ModelEntry:
+        ready = self._catalogue.ready_versions(name)
+        version = ready[-1].version if ready else ""
+        return models_pb2.ModelEntry(id=name, name=name, version=version, path=path_of(name, version))
+
+    def Info(self, request: models_pb2.ModelInfoRequest) -> models_pb2.ModelInfo:  # noqa: N802
+        name = request.id
+        if not name:
+            raise InvalidInput("the model's id is missing: GET /models/info?id=iris", field="id")
+        known = [entry for entry in self._catalogue.entries if entry.name == name]
+        if not known:
+            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+        ready = self._catalogue.ready_versions(name)
+        shown = ready[-1] if ready else known[-1]
+        versions = [models_pb2.VersionInfo(version=e.version, state=e.state, reason=e.reason) for e in known]
+        info = models_pb2.ModelInfo(id=name, name=name, version=shown.version, state=shown.state, versions=versions)
+        info.path = path_of(name, shown.version)
+        if shown.metadata is not None and shown.config is not None:
+            info.inputs.extend(_tensor(tensor) for tensor in shown.metadata.inputs)
+            info.outputs.extend(_tensor(tensor) for tensor in shown.metadata.outputs)
+            info.max_batch_size = shown.config.max_batch_size
+        return info
+
+
+class SystemService:
+    """nexus.v1.System.
+
+    Args:
+        is_serving: False from the beginning of a drain on.
+        worker_count: how many workers this front has now.
+        started_at_s: when the server started, in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        is_serving: Callable[[], bool],
+        worker_count: Callable[[], int],
+        started_at_s: float,
+    ) -> None:
+        self._catalogue = catalogue
+        self._is_serving = is_serving
+        self._worker_count = worker_count
+        self._started_at_s = started_at_s
+
+    def Health(self, request: system_pb2.HealthRequest) -> system_pb2.HealthResponse:  # noqa: N802
+        now = datetime.datetime.now(datetime.UTC)
+        return system_pb2.HealthResponse(
+            status="ok",
+            timestamp=now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            uptime_seconds=round(time.time() - self._started_at_s, 3),
+            version=server_version(),
+            models_loaded=sum(entry.ready for entry in self._catalogue.entries),
+            workers=self._worker_count(),
+        )
+
+    def Ready(self, request: system_pb2.ReadyRequest) -> system_pb2.ReadyResponse:  # noqa: N802
+        """Raises ModelUnavailable while draining, without a worker, and when there are models and none is ready."""
+        if not self._is_serving():
+            raise ModelUnavailable("the server is starting or stopping", reason="NOT_SERVING")
+        if not self._worker_count():
+            raise ModelUnavailable("no worker is there; one is being started", reason="NO_WORKER")
+        if self._catalogue.entries and not any(entry.ready for entry in self._catalogue.entries):
+            raise ModelUnavailable("no model is ready; GET /models/{id} says why", reason="NO_MODEL")
+        return system_pb2.ReadyResponse(ready=True, status="ready")
+
+    def Version(self, request: system_pb2.VersionRequest) -> system_pb2.VersionResponse:  # noqa: N802
+        response = system_pb2.VersionResponse(server_version=server_version())
+        for name in sorted(self._catalogue.names()):
+            ready = self._catalogue.ready_versions(name)
+            response.models.add(model=name, current_version=ready[-1].version if ready else "")
+        return response
+
+
+def server_version() -> str:
+    return importlib.metadata.version(SERVER_NAME)
+
+
+def path_of(name: str, version: str) -> str:
+    """A version's file, relative to the repository; the model's folder without a version."""
+    return f"{name}/{version}/model.onnx" if version else name
+
+
+def _tensor(tensor: Any) -> models_pb2.TensorInfo:
+    return models_pb2.TensorInfo(
+        name=tensor.name,
+        dtype=ONNX_NUMBERS.get(tensor.datatype, 0),
+        shape=list(tensor.shape),
+        datatype=tensor.datatype,
+    )

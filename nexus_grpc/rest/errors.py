@@ -1,0 +1,44 @@
+"""An error as REST clients see it: an HTTP status and one JSON shape, whatever went wrong."""
+
+import json
+
+from google.protobuf import json_format
+from google.rpc import error_details_pb2, status_pb2
+
+from nexus_grpc.ipc.errors import Code
+
+# Source: google.rpc.Code's own mapping (google/rpc/code.proto), CANCELLED as 499.
+HTTP_STATUS = {
+    Code.OK: 200,
+    Code.CANCELLED: 499,
+    Code.INVALID_ARGUMENT: 400,
+    Code.DEADLINE_EXCEEDED: 504,
+    Code.NOT_FOUND: 404,
+    Code.ALREADY_EXISTS: 409,
+    Code.PERMISSION_DENIED: 403,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.FAILED_PRECONDITION: 400,
+    Code.ABORTED: 409,
+    Code.OUT_OF_RANGE: 400,
+    Code.UNIMPLEMENTED: 501,
+    Code.UNAVAILABLE: 503,
+    Code.UNAUTHENTICATED: 401,
+}
+# json_format needs the details' descriptors in protobuf's default pool.
+assert error_details_pb2.DESCRIPTOR is not None
+
+
+def http_status(code: int) -> int:
+    """500 for what has no status of its own."""
+    return HTTP_STATUS.get(Code(code), 500)
+
+
+def error_body(code: int, message: str, request_id: str, status: bytes = b"") -> bytes:
+    """`{"error": {"code", "message", "details"}, "request_id"}` as UTF-8.
+
+    Args:
+        status: a serialised google.rpc.Status (ipc/rich_errors.py), whose details are shown; may be empty.
+    """
+    details = json_format.MessageToDict(status_pb2.Status.FromString(status)).get("details", []) if status else []
+    error = {"code": Code(code).name, "message": message, "details": details}
+    return json.dumps({"error": error, "request_id": request_id}, ensure_ascii=False).encode("utf-8", "replace")

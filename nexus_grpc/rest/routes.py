@@ -1,0 +1,178 @@
+"""Envoy's routes, made from the annotations in proto/, the list of planned routes and the static files."""
+
+import base64
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from nexus_grpc.rest.http_rules import Binding, http_methods
+from nexus_grpc.rest.local_replies import REQUEST_ID
+from nexus_grpc.rest.planned import PLANNED
+from nexus_grpc.rest.static_files import StaticFile, static_files
+
+JSON_TYPE = "(?i)application/json[ \\t]*(;.*)?"
+# gRPC and gRPC-web clients may use the same port. The twin (nexus.http.v1) is not among them.
+GRPC_PREFIXES = ("/nexus.v1.", "/inference.", "/grpc.")
+METRICS_PATHS = ("/metrics", "/metrics/json")
+# A path's own parameters must not be given a second time (the last one counts in protobuf), nor a body in pieces.
+_NO_QUERY = {"name": ":path", "string_match": {"contains": "?"}, "invert_match": True}
+_HAS_QUERY = {**_NO_QUERY, "invert_match": False}
+_IS_GRPC = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+_PREVIOUS_HOSTS = "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+_ANY = {"safe_regex": {"regex": ".*"}}
+_CORS = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy"
+_DISABLED = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
+# For all but the transcoded routes: what the transcoder knows it would make a gRPC call, and all else it would refuse.
+_UNTOUCHED = {"typed_per_filter_config": {"envoy.filters.http.grpc_json_transcoder": _DISABLED}}
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """A route that answers, and what its requests must have: a JSON body, no query string."""
+
+    binding: Binding
+    action: dict[str, Any]
+    has_body: bool = False
+    no_query: bool = False
+
+
+def virtual_host(timeout_s: float, cors_origins: tuple[str, ...]) -> dict[str, Any]:
+    """All routes. The first that matches wins: exact paths stand before templates, refusals last."""
+    host: dict[str, Any] = {
+        "name": "rest",
+        "domains": ["*"],
+        "routes": [*_preflights(cors_origins), *_routes(timeout_s)],
+        # Where the server gave none: static files, metrics, a front that is away.
+        "response_headers_to_add": [_header("x-request-id", REQUEST_ID, "ADD_IF_ABSENT")],
+        "response_headers_to_remove": ["grpc-accept-encoding"],
+    }
+    if cors_origins:
+        host["typed_per_filter_config"] = {"envoy.filters.http.cors": _cors(cors_origins)}
+    return host
+
+
+def _preflights(origins: tuple[str, ...]) -> Iterable[dict[str, Any]]:
+    """Envoy's CORS filter answers these, on a route that leads somewhere alone; none arrives there."""
+    for origin in origins:
+        came_from = {"present_match": True} if origin == "*" else {"string_match": {"exact": origin}}
+        headers = [
+            {"name": ":method", "string_match": {"exact": "OPTIONS"}},
+            {"name": "access-control-request-method", "present_match": True},
+            {"name": "origin", **came_from},
+        ]
+        yield {"match": {"prefix": "/", "headers": headers}, "route": {"cluster": "fronts"}, **_UNTOUCHED}
+
+
+def _routes(timeout_s: float) -> Iterable[dict[str, Any]]:
+    transcoded = [
+        _Answer(binding, _to_fronts(timeout_s), method.has_body, bool(binding.parameters) or method.has_body)
+        for method in http_methods()
+        for binding in method.bindings
+    ]
+    metrics = {"route": {"cluster": "metrics", "timeout": f"{timeout_s:g}s"}, **_UNTOUCHED}
+    answers = [*transcoded, *(_Answer(Binding("GET", path), metrics) for path in METRICS_PATHS)]
+    answers += [_Answer(binding, _refusal(501, text)) for binding, text in PLANNED]
+    for file in static_files():
+        answers += [_Answer(Binding(verb, file.path), _static(file)) for verb in ("GET", "HEAD")]
+    # Exact before template: /models/info before /models/{id}.
+    answers.sort(key=lambda answer: not answer.binding.is_exact)
+    for answer in answers:
+        yield {"match": _match(answer), **answer.action}
+    for prefix in GRPC_PREFIXES:
+        yield {"match": {"prefix": prefix, "headers": [_IS_GRPC]}, **_to_fronts(0), **_UNTOUCHED}
+    yield from _refusals(answers)
+    yield {"match": {"prefix": "/"}, **_refusal(404, "no such path; GET /docs lists the routes")}
+
+
+def _refusals(answers: list[_Answer]) -> Iterable[dict[str, Any]]:
+    """For each path: where the verb was right, what was wrong beside it; 405 for any other verb."""
+    for answer in answers:
+        path, verb = _path_match(answer.binding), _verb_is(answer.binding.verb)
+        if answer.no_query:
+            yield {"match": {**path, "headers": [verb, _HAS_QUERY]}, **_refusal(400, "no query parameters here")}
+        if answer.has_body:
+            text = "the body must be JSON; send it with Content-Type: application/json"
+            yield {"match": {**path, "headers": [verb]}, **_refusal(415, text)}
+    verbs: dict[str, set[str]] = {}
+    for answer in answers:
+        verbs.setdefault(answer.binding.template, set()).add(answer.binding.verb)
+    for template, allowed in verbs.items():
+        names = ", ".join(sorted(allowed))
+        route = {"match": _path_match(Binding("GET", template)), **_refusal(405, f"this path takes {names}")}
+        route["response_headers_to_add"] = [_header("allow", names)]
+        yield route
+
+
+def _match(answer: _Answer) -> dict[str, Any]:
+    headers = [_verb_is(answer.binding.verb)]
+    if answer.no_query:
+        headers.append(_NO_QUERY)
+    if answer.has_body:
+        headers.append({"name": "content-type", "string_match": {"safe_regex": {"regex": JSON_TYPE}}})
+    return {**_path_match(answer.binding), "headers": headers}
+
+
+def _verb_is(verb: str) -> dict[str, Any]:
+    return {"name": ":method", "string_match": {"exact": verb}}
+
+
+def _path_match(binding: Binding) -> dict[str, Any]:
+    return {"path": binding.template} if binding.is_exact else {"safe_regex": {"regex": binding.regex}}
+
+
+def _to_fronts(timeout_s: float) -> dict[str, Any]:
+    """Within `timeout_s`, body included: 408 when that has not come, 504 when the answer has not; 0 for no limit.
+
+    Predictions are pure, but only what surely did not reach a front is sent again, to another: the front does the rest.
+    """
+    limit = f"{timeout_s:g}s"
+    return {
+        "route": {
+            "cluster": "fronts",
+            "timeout": limit,
+            "max_stream_duration": {"max_stream_duration": limit},
+            "retry_policy": {
+                "retry_on": "connect-failure,refused-stream,reset-before-request",
+                "num_retries": 3,
+                "retry_host_predicate": [
+                    {"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type": _PREVIOUS_HOSTS}}
+                ],
+                "host_selection_retry_max_attempts": 3,
+            },
+        }
+    }
+
+
+def _refusal(status: int, message: str) -> dict[str, Any]:
+    return {"direct_response": {"status": status, "body": {"inline_string": message}}, **_UNTOUCHED}
+
+
+def _static(file: StaticFile) -> dict[str, Any]:
+    headers = {"content-type": file.content_type, **_PAGE_HEADERS}
+    return {
+        "direct_response": {"status": 200, "body": {"inline_bytes": base64.b64encode(file.content).decode()}},
+        "response_headers_to_add": [_header(key, value) for key, value in headers.items()],
+        **_UNTOUCHED,
+    }
+
+
+def _header(key: str, value: str, action: str = "OVERWRITE_IF_EXISTS_OR_ADD") -> dict[str, Any]:
+    return {"header": {"key": key, "value": value}, "append_action": action}
+
+
+def _cors(origins: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "@type": _CORS,
+        "allow_origin_string_match": [_ANY if origin == "*" else {"exact": origin} for origin in origins],
+        "allow_methods": "GET, POST, PUT, DELETE, OPTIONS",
+        "allow_headers": "content-type, x-request-id, traceparent, tracestate, authorization, x-api-key, x-grpc-web,"
+        " x-user-agent, grpc-timeout",
+        "expose_headers": "x-request-id, grpc-status, grpc-message, grpc-status-details-bin, retry-after",
+        "max_age": "3600",
+    }

@@ -1,0 +1,83 @@
+"""nexus_grpc/rest/http_rules.py: the routes that proto/ names."""
+
+import re
+
+import pytest
+from google.api import annotations_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool
+
+from nexus_grpc.rest.http_rules import Binding, http_methods
+
+# Names are part of the contract with the front, which serves them by name.
+EXPECTED = {
+    "InferencePredict": ["POST /predict"],
+    "ModelsList": ["GET /models"],
+    "ModelsInfo": ["GET /models/{id}", "GET /models/info"],
+    "SystemHealth": ["GET /health"],
+    "SystemReady": ["GET /ready"],
+    "SystemVersion": ["GET /admin/version"],
+    "RestApiPredict": ["POST /api/v1/predict"],
+    "RestApiBatchPredict": ["POST /api/v1/batch_predict"],
+    "RestApiModel": ["GET /api/v1/models/{name}"],
+    "RestInfer": ["POST /v1/infer"],
+    "RestV2Live": ["GET /v2/health/live"],
+    "RestV2Ready": ["GET /v2/health/ready"],
+    "RestV2Server": ["GET /v2"],
+    "RestV2Model": ["GET /v2/models/{model_name}", "GET /v2/models/{model_name}/versions/{model_version}"],
+    "RestV2ModelReady": [
+        "GET /v2/models/{model_name}/ready",
+        "GET /v2/models/{model_name}/versions/{model_version}/ready",
+    ],
+    "RestV2Infer": [
+        "POST /v2/models/{model_name}/infer",
+        "POST /v2/models/{model_name}/versions/{model_version}/infer",
+    ],
+}
+METHODS = {method.name: method for method in http_methods()}
+
+
+def test_every_annotated_method_is_found() -> None:
+    found = {name: [f"{each.verb} {each.template}" for each in method.bindings] for name, method in METHODS.items()}
+    assert found == EXPECTED
+
+
+def test_bodies_go_with_post() -> None:
+    for name, method in METHODS.items():
+        assert {binding.verb for binding in method.bindings} == ({"POST"} if method.has_body else {"GET"}), name
+
+
+def test_parameters_stand_in_the_order_of_the_longest_path() -> None:
+    assert METHODS["RestV2Infer"].parameters == ("model_name", "model_version")
+    assert METHODS["ModelsInfo"].parameters == ("id",)
+    assert METHODS["InferencePredict"].parameters == ()
+
+
+def test_a_parameter_is_one_segment() -> None:
+    binding = Binding("GET", "/v2/models/{model_name}/ready")
+    assert binding.parameters == ("model_name",)
+    assert not binding.is_exact
+    assert re.fullmatch(binding.regex, "/v2/models/iris/ready")
+    assert not re.fullmatch(binding.regex, "/v2/models/iris/x/ready")
+    assert not re.fullmatch(binding.regex, "/v2/models//ready")
+
+
+def test_dots_of_a_path_are_dots() -> None:
+    assert not re.fullmatch(Binding("GET", "/a.b/{id}").regex, "/axb/1")
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"), [({"post": "/x", "body": "row"}, "whole message"), ({"body": "*"}, "an HTTP verb is needed")]
+)
+def test_what_the_twin_has_no_form_for_is_refused(rule: dict[str, str], words: str) -> None:
+    file = descriptor_pb2.FileDescriptorProto(name="x.proto", package="x", syntax="proto3")
+    file.dependency.append("google/api/annotations.proto")
+    file.message_type.add(name="M").field.add(name="row", number=1, type=9, label=1)
+    method = file.service.add(name="S").method.add(name="Do", input_type=".x.M", output_type=".x.M")
+    for key, value in rule.items():
+        setattr(method.options.Extensions[annotations_pb2.http], key, value)
+    pool = descriptor_pool.DescriptorPool()
+    for module in (descriptor_pb2, annotations_pb2.google_dot_api_dot_http__pb2, annotations_pb2):
+        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    pool.Add(file)
+    with pytest.raises(ValueError, match=words):
+        http_methods([pool.FindFileByName("x.proto")])

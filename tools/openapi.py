@@ -1,0 +1,217 @@
+"""Make nexus_grpc/rest/www/openapi.json from proto/.
+
+    python tools/openapi.py [--out FILE]
+
+The generator is protoc-gen-connect-openapi, pinned in tools/openapi-generator/go.mod and built by `make tools`: it
+reads the google.api.http annotations and the comments of the protos. What protos cannot say is added here from
+tools/openapi.yaml: info, error answers, examples, required fields, and /metrics, which no proto describes.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+import grpc_tools
+import yaml
+from google.api import http_pb2
+from grpc_tools import protoc
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PROTO_ROOT = ROOT / "proto"
+SOURCES = ("nexus/v1",)
+PLUGIN = ROOT / ".tools" / "bin" / "protoc-gen-connect-openapi"
+EXTRAS = ROOT / "tools" / "openapi.yaml"
+OUT = ROOT / "nexus_grpc" / "rest" / "www" / "openapi.json"
+OPTIONS = (
+    "path=openapi.json",
+    "format=json",
+    "features=google.api.http",
+    "content-types=json",
+    "with-proto-names",
+    "short-service-tags",
+    "short-operation-ids",
+)
+SCHEMA_PREFIX = "#/components/schemas/"
+JSON_TYPE = "application/json"
+PACKAGES = ("nexus.v1.", "google.protobuf.")
+METHODS = ("get", "post", "put", "patch", "delete")
+
+Document = dict[str, Any]
+
+
+class GeneratorFailed(Exception):
+    """protoc or its plugin failed; what they said is on standard error."""
+
+
+def generate(plugin: pathlib.Path = PLUGIN) -> Document:
+    """What the plugin makes of proto/. Raises GeneratorFailed."""
+    sources = sorted(
+        str(path.relative_to(PROTO_ROOT)) for folder in SOURCES for path in (PROTO_ROOT / folder).glob("*.proto")
+    )
+    common = pathlib.Path(http_pb2.__file__).parents[2]
+    well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["protoc", f"-I{PROTO_ROOT}", f"-I{common}", f"-I{well_known}"]
+        arguments += [f"--plugin=protoc-gen-connect-openapi={plugin}", f"--connect-openapi_out={folder}"]
+        arguments += [f"--connect-openapi_opt={','.join(OPTIONS)}", *sources]
+        if protoc.main(arguments) != 0:
+            raise GeneratorFailed
+        document: Document = json.loads((pathlib.Path(folder) / "openapi.json").read_text())
+    return document
+
+
+def finish(document: Document, extras: Document, version: str) -> Document:
+    """The plugin's document, completed from openapi.yaml. Changes it; returns the result."""
+    document.pop("security", None)
+    document["info"] = {**extras["info"], "version": version}
+    tags = [{**tag, **extras["tags"].get(tag["name"], {})} for tag in document["tags"]]
+    document["tags"] = [*tags, *extras["more_tags"]]
+    document["paths"].update(extras["paths"])
+    components = document["components"]
+    components["schemas"].update(extras["schemas"])
+    components["responses"] = {status: _error_response(text) for status, text in extras["errors"].items()}
+    components["headers"] = extras["headers"]
+    document = _short_names(document)
+    for path, method, operation in operations(document):
+        _complete_operation(operation, f"{method.upper()} {path}", extras)
+    _require_fields(document, extras["required"])
+    _drop_path_fields(document)
+    _drop_titles(document["components"]["schemas"])
+    wanted = _reachable(document, {**document, "components": {**document["components"], "schemas": {}}})
+    schemas = document["components"]["schemas"]
+    document["components"]["schemas"] = {name: schema for name, schema in schemas.items() if name in wanted}
+    return document
+
+
+def operations(document: Document) -> Iterator[tuple[str, str, Document]]:
+    """(path, method, operation) of everything the document describes."""
+    for path, item in document["paths"].items():
+        for method in METHODS:
+            if method in item:
+                yield path, method, item[method]
+
+
+def _complete_operation(operation: Document, name: str, extras: Document) -> None:
+    for parameter in operation.get("parameters", []):
+        parameter.update(extras["parameters"].get(name, {}).get(parameter["name"], {}))
+    if name in extras["requests"]:
+        operation["requestBody"]["content"][JSON_TYPE]["examples"] = extras["requests"][name]
+    operation["responses"]["200"]["headers"] = {"x-request-id": {"$ref": "#/components/headers/x-request-id"}}
+    for rule in extras["error_rules"]:
+        if _applies(rule, name, operation):
+            for status in rule["statuses"]:
+                operation["responses"][status] = {"$ref": f"#/components/responses/{status}"}
+    operation["responses"] = dict(sorted(operation["responses"].items()))
+
+
+def _applies(rule: Document, name: str, operation: Document) -> bool:
+    """Whether an error rule of openapi.yaml speaks of this operation."""
+    match rule["for"]:
+        case "all":
+            return True
+        case "bodies":
+            return "requestBody" in operation
+        case list(names):
+            return name in names
+    raise ValueError(f"error_rules: `for` must be all, bodies or a list of operations, not {rule['for']!r}")
+
+
+def _error_response(description: str) -> Document:
+    return {
+        "description": description,
+        "headers": {"x-request-id": {"$ref": "#/components/headers/x-request-id"}},
+        "content": {"application/json": {"schema": {"$ref": f"{SCHEMA_PREFIX}Error"}}},
+    }
+
+
+def _short_names(document: Document) -> Document:
+    """`nexus.v1.PredictRequest` becomes `PredictRequest`: generated clients get readable names."""
+    text = json.dumps(document)
+    for package in PACKAGES:
+        text = text.replace(f'"{SCHEMA_PREFIX}{package}', f'"{SCHEMA_PREFIX}').replace(f'"{package}', '"')
+    shortened: Document = json.loads(text)
+    shortened["components"]["schemas"] = dict(sorted(shortened["components"]["schemas"].items()))
+    return shortened
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if str(value.get("$ref", "")).startswith(SCHEMA_PREFIX):
+            yield value["$ref"].removeprefix(SCHEMA_PREFIX)
+        for inner in value.values():
+            yield from _references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _references(inner)
+
+
+def _reachable(document: Document, start: Any) -> set[str]:
+    """The names of all schemas that `start` refers to, and those that they refer to."""
+    wanted = set(_references(start))
+    queue = list(wanted)
+    while queue:
+        for name in set(_references(document["components"]["schemas"][queue.pop()])) - wanted:
+            wanted.add(name)
+            queue.append(name)
+    return wanted
+
+
+def _require_fields(document: Document, required: dict[str, list[str]]) -> None:
+    """Requests must have what openapi.yaml says; answers have all fields, even empty ones, but not all messages."""
+    answers = [operation["responses"]["200"] for _, _, operation in operations(document)]
+    schemas = document["components"]["schemas"]
+    for name in _reachable(document, answers):
+        always = [field for field, schema in schemas[name].get("properties", {}).items() if "$ref" not in schema]
+        if always:
+            schemas[name]["required"] = always
+    for name, fields in required.items():
+        schemas[name]["required"] = fields
+
+
+def _drop_path_fields(document: Document) -> None:
+    """What stands in the path is not in the body as well."""
+    for _, _, operation in operations(document):
+        in_path = {parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "path"}
+        for name in _references(operation.get("requestBody")):
+            for field in in_path:
+                document["components"]["schemas"][name].get("properties", {}).pop(field, None)
+
+
+def _drop_titles(schemas: Document) -> None:
+    """A property's title repeats its name."""
+    for schema in schemas.values():
+        for name, field in schema.get("properties", {}).items():
+            if field.get("title") == name:
+                del field["title"]
+
+
+def project_version() -> str:
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+
+
+def rendered(plugin: pathlib.Path = PLUGIN) -> str:
+    """The text of openapi.json. Raises GeneratorFailed."""
+    extras = yaml.safe_load(EXTRAS.read_text())
+    return json.dumps(finish(generate(plugin), extras, project_version()), indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, default=OUT)
+    out = parser.parse_args().out
+    if not PLUGIN.exists():
+        raise SystemExit(f"{PLUGIN} is missing: run `make tools` (needs Go)")
+    try:
+        out.write_text(rendered())
+    except GeneratorFailed:
+        raise SystemExit("protoc failed; see the lines above") from None
+    print(f"{out} written", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""The hot REST routes: JSON → Decoded. Decoders raise only InvalidInput."""
+
+from typing import Any
+
+import numpy as np
+
+from nexus_grpc.ipc.errors import InvalidInput
+from workers.http_bodies import (
+    ApiBatchPredictBody,
+    ApiPredictBody,
+    InferBody,
+    PredictBody,
+    V2Body,
+    json_of,
+    read_body,
+)
+from workers.http_forms import ApiBatchPredictForm, ApiPredictForm, HttpForm, HttpPredictForm, NamedForm, V2Form
+from workers.infer_form import RequestedOutput
+from workers.json_tensors import fed_shape, flatten, full_tensor
+from workers.model import Model, TensorSpec, shape_fits
+from workers.named_inputs import check_known, decode_named_row, input_spec
+from workers.predict_codec import ONE_KIND_OF_INPUT, row_piece, single_input
+from workers.requests import Decoded
+from workers.shapes import common_rows
+from workers.tensors import BYTES, Piece
+
+MAX_CLASSES = 1 << 31
+
+
+def decode_http_predict(model: Model, message: bytes) -> Decoded:
+    """POST /predict."""
+    body = read_body(PredictBody, json_of(message))
+    _check_addressee(model, "model_id", body.model_id, body.model_version)
+    form = HttpPredictForm(body.request_id, body.nexus_timing)
+    if body.inputs:
+        if body.features or body.texts:
+            raise InvalidInput(ONE_KIND_OF_INPUT, field="inputs")
+        tensors = {name: (tuple(tensor.shape), tensor.data) for name, tensor in body.inputs.items()}
+        return decode_named_row(model, tensors, form)
+    return _one_row(model, body.features, body.texts, form)
+
+
+def decode_api_predict(model: Model, message: bytes) -> Decoded:
+    """POST /api/v1/predict."""
+    body = read_body(ApiPredictBody, json_of(message))
+    _check_addressee(model, "model_name", body.model_name)
+    return _one_row(model, body.features, [], ApiPredictForm())
+
+
+def _one_row(model: Model, features: list[Any], texts: list[str], form: HttpForm) -> Decoded:
+    spec = single_input(model)
+    piece, row = row_piece(model, spec, features, texts)
+    return Decoded(((spec.name, fed_shape(model, spec, row)),), 1, [piece], form, templatable=False)
+
+
+def decode_api_batch_predict(model: Model, message: bytes) -> Decoded:
+    """POST /api/v1/batch_predict."""
+    body = read_body(ApiBatchPredictBody, json_of(message))
+    _check_addressee(model, "model_name", body.model_name)
+    if not body.features_batch:
+        raise InvalidInput("invalid input: expected at least 1 row, got 0", field="features_batch")
+    spec = single_input(model)
+    if not model.batchable:
+        raise InvalidInput(f"model '{model.name}' takes one row at a time; use /api/v1/predict", field="features_batch")
+    pieces: list[Any] = []
+    shapes = set()
+    for index, features in enumerate(body.features_batch):
+        try:
+            piece, shape = row_piece(model, spec, features, [])
+        except InvalidInput as error:
+            raise InvalidInput(f"row {index}: {error.message}", field=f"features_batch[{index}]") from None
+        pieces.append(piece)
+        shapes.add(shape)
+    if len(shapes) != 1:
+        raise InvalidInput("all rows must have the same number of features", field="features_batch")
+    row = shapes.pop()
+    rows = common_rows(model, {spec.name: (len(pieces), *row)})
+    joined = np.concatenate(pieces) if spec.datatype is BYTES else b"".join(pieces)
+    return Decoded(((spec.name, row),), rows, [joined], ApiBatchPredictForm(), templatable=False)
+
+
+def decode_v1_infer(model: Model, message: bytes) -> Decoded:
+    """POST /v1/infer: by name, one row, or a batch when the values are nested as deep as the whole input."""
+    body = read_body(InferBody, json_of(message))
+    _check_addressee(model, "model", body.model, body.version.removeprefix("v"))
+    check_known(model, body.input)
+    if not all([_is_whole(input_spec(model, name), data) for name, data in body.input.items()]):
+        return decode_named_row(model, {name: ((), data) for name, data in body.input.items()}, NamedForm(True))
+    tensors = {name: (flatten(data, name)[1], data) for name, data in body.input.items()}
+    return _whole(model, tensors, NamedForm(False))
+
+
+def _is_whole(spec: TensorSpec, data: list[Any]) -> bool:
+    return shape_fits(spec.shape, flatten(data, spec.name)[1])
+
+
+def decode_v2_infer(model: Model, message: bytes) -> Decoded:
+    """POST /v2/models/{model_name}/infer."""
+    body = read_body(V2Body, json_of(message))
+    timing, timeout_ns = _parameters(body.parameters)
+    tensors = {}
+    for tensor in body.inputs:
+        spec = input_spec(model, tensor.name)
+        if tensor.name in tensors:
+            raise InvalidInput(f"input '{tensor.name}' appears twice", field=tensor.name)
+        if tensor.datatype != spec.datatype.name:
+            raise InvalidInput(
+                f"input '{tensor.name}' of model '{model.name}': expected datatype {spec.datatype.name}, got"
+                f" {tensor.datatype or 'none'}",
+                field=tensor.name,
+            )
+        _refuse_binary(tensor.parameters)
+        tensors[tensor.name] = (tuple(tensor.shape), tensor.data)
+    check_known(model, tensors)
+    decoded = _whole(model, tensors, V2Form(body.id, _requested(model, body), timing))
+    decoded.timeout_ns = timeout_ns
+    return decoded
+
+
+def _whole(model: Model, tensors: dict[str, Any], form: HttpForm) -> Decoded:
+    """Tensors with their batch dimension."""
+    pieces: list[Piece] = []
+    shapes = {}
+    for spec in model.inputs:
+        if spec.name in tensors:
+            piece, shapes[spec.name] = full_tensor(model, spec, *tensors[spec.name])
+            pieces.append(piece)
+    rows = common_rows(model, shapes) if shapes else 1
+    signature = tuple((name, shape[1:] if model.batchable else shape) for name, shape in shapes.items())
+    return Decoded(signature, rows, pieces, form, templatable=False)
+
+
+def _parameters(parameters: dict[str, Any]) -> tuple[bool, int]:
+    """(nexus_timing, timeout in ns). Raises InvalidInput on a parameter we would have to disobey."""
+    _refuse_binary(parameters)
+    for name in parameters:
+        if name.startswith("triton_"):
+            raise InvalidInput(f"parameter '{name}' is not supported", field=name)
+    timeout_us = parameters.get("timeout", 0)
+    if type(timeout_us) is not int or timeout_us < 0:
+        raise InvalidInput("parameter 'timeout' must be a whole number of microseconds", field="timeout")
+    return parameters.get("nexus_timing") is True, timeout_us * 1000
+
+
+def _refuse_binary(parameters: dict[str, Any]) -> None:
+    for name in ("binary_data", "binary_data_size", "binary_data_output"):
+        if parameters.get(name):
+            raise InvalidInput(f"parameter '{name}': tensors in binary travel by gRPC only; send JSON", field=name)
+
+
+def _requested(model: Model, body: V2Body) -> tuple[RequestedOutput, ...]:
+    if not body.outputs:
+        return tuple(RequestedOutput(index, 0) for index in range(len(model.outputs)))
+    requested = []
+    for output in body.outputs:
+        _refuse_binary(output.parameters)
+        index = model.output_index(output.name)
+        if index < 0:
+            known = ", ".join(f"'{spec.name}'" for spec in model.outputs)
+            raise InvalidInput(
+                f"unexpected output '{output.name}' for model '{model.name}', expected {known}", field=output.name
+            )
+        classes = output.parameters.get("classification", 0)
+        if type(classes) is not int or not 0 <= classes < MAX_CLASSES:
+            raise InvalidInput("parameter 'classification' must be a whole number", field="classification")
+        if classes and model.outputs[index].datatype is BYTES:
+            raise InvalidInput(f"output '{output.name}' is text and has no classes", field="classification")
+        requested.append(RequestedOutput(index, classes))
+    return tuple(requested)
+
+
+def _check_addressee(model: Model, field: str, name: str, version: str = "") -> None:
+    """The front found the name without parsing. They must agree."""
+    if name != model.name or version not in ("", model.version):
+        raise InvalidInput(f"{field} and the version must appear once in the body, at its top level", field=field)

@@ -1,0 +1,172 @@
+"""JSON values as tensors: lists flattened, every value checked against the input's datatype."""
+
+from typing import Any
+
+import numpy as np
+
+from nexus_grpc.ipc.errors import InvalidInput
+from workers.model import Model, Shape, TensorSpec, shape_fits, shape_text
+from workers.shapes import check_shape, feature_count, resolve_row
+from workers.tensors import BOOL, BYTES, Array, Piece, text_array
+
+# Deeper than any tensor that ONNX knows; a limit only so that a hostile body ends early.
+DEPTH_MAX = 32
+
+
+def flatten(data: list[Any], name: str) -> tuple[list[Any], Shape]:
+    """Nested lists → (values in row-major order, shape). Raises InvalidInput when they are ragged."""
+    shape = [len(data)]
+    values = data
+    while values and isinstance(values[0], list):
+        size = len(values[0])
+        if len(shape) >= DEPTH_MAX or any([not isinstance(each, list) or len(each) != size for each in values]):
+            raise InvalidInput(f"input '{name}': its lists are not all of one length", field=name)
+        shape.append(size)
+        values = [value for each in values for value in each]
+    return values, tuple(shape)
+
+
+def json_piece(spec: TensorSpec, values: list[Any], field: str) -> Piece:
+    """Flat values as the input's datatype. Raises InvalidInput naming the first that does not fit."""
+    if spec.datatype is BYTES:
+        _check_kind(spec, values, (str,), "text", field)
+        return text_array(values)
+    if spec.datatype is BOOL:
+        _check_kind(spec, values, (bool,), "true or false", field)
+        return np.array(values, dtype=np.bool_).tobytes()
+    _check_kind(spec, values, (int, float), "a number", field)
+    return number_piece(spec, values, field)
+
+
+def number_piece(spec: TensorSpec, values: list[Any], field: str) -> bytes:
+    """int and float values as the input's dtype, little-endian. Raises InvalidInput.
+
+    Floats may round (a decimal is not a float32); integers may not, and floats for integers must be whole.
+    """
+    dtype = spec.datatype.dtype
+    try:
+        with np.errstate(over="raise", invalid="raise"):
+            if dtype.kind == "f":
+                return np.array(values, dtype=np.float64).astype(dtype).tobytes()
+            exact = [int(value) for value in values]
+            if exact == values:
+                return np.array(exact, dtype=dtype).tobytes()
+    except (OverflowError, FloatingPointError, ValueError):
+        pass
+    raise _misfit(spec, values, field)
+
+
+def _misfit(spec: TensorSpec, values: list[Any], field: str) -> InvalidInput:
+    for index, value in enumerate(values):
+        if not _fits(value, spec.datatype.dtype):
+            return InvalidInput(
+                f"invalid input: {field} {index} ({value!r}) does not fit {spec.datatype.name}", field=field
+            )
+    return InvalidInput(f"invalid input: a value of {field} does not fit {spec.datatype.name}", field=field)
+
+
+def _fits(value: float, dtype: Any) -> bool:
+    try:
+        with np.errstate(over="raise", invalid="raise"):
+            if dtype.kind == "f":
+                np.float64(value).astype(dtype)
+                return True
+            np.array([int(value)], dtype=dtype)
+            return int(value) == value
+    except (OverflowError, FloatingPointError, ValueError):
+        return False
+
+
+def _check_kind(spec: TensorSpec, values: list[Any], kinds: tuple[type, ...], wanted: str, field: str) -> None:
+    if set(map(type, values)) <= set(kinds):
+        return
+    for index, value in enumerate(values):
+        if type(value) not in kinds:
+            shown = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+            raise InvalidInput(
+                f"input '{spec.name}': expected {wanted} for {spec.datatype.name}, value {index} is"
+                f" {shown.get(type(value), 'a number')}",
+                field=field,
+            )
+
+
+def full_tensor(model: Model, spec: TensorSpec, shape: Shape, data: list[Any]) -> tuple[Piece, Shape]:
+    """A tensor with its batch dimension. Raises InvalidInput when shape and data don't agree, or don't fit."""
+    values, nested = flatten(data, spec.name)
+    check_shape(model, spec, shape)
+    count = 1
+    for dim in shape:
+        count *= dim
+    if len(values) != count or (len(nested) > 1 and nested != shape):
+        raise InvalidInput(
+            f"input '{spec.name}': expected {count} values for shape {shape_text(shape)}, got {len(values)}"
+            + (f" in lists of shape {shape_text(nested)}" if len(nested) > 1 else ""),
+            field=spec.name,
+        )
+    return json_piece(spec, values, spec.name), shape
+
+
+def row_tensor(model: Model, spec: TensorSpec, shape: Shape, data: list[Any]) -> tuple[Piece, Shape]:
+    """One row's piece, and its shape without the batch dimension. Raises InvalidInput.
+
+    `shape` (or, without one, the nesting of `data`) may have a leading 1 for the batch; flat data is cut to the row's
+    shape.
+    """
+    values, nested = flatten(data, spec.name)
+    given = shape or nested
+    row = spec.row_shape if model.batchable or spec.shape[:1] == (-1,) else spec.shape
+    if shape and _count(shape) != len(values):
+        raise InvalidInput(
+            f"input '{spec.name}': expected {_count(shape)} values for shape {shape_text(shape)}, got {len(values)}",
+            field=spec.name,
+        )
+    for candidate in (given, given[1:] if given[:1] == (1,) else given):
+        if shape_fits(row, candidate):
+            return json_piece(spec, values, spec.name), candidate
+    if len(given) == 1:
+        expected, _ = feature_count(model, spec)
+        return json_piece(spec, values, spec.name), resolve_row(model, row, len(values), expected)
+    raise InvalidInput(
+        f"input '{spec.name}' of model '{model.name}': expected one row of shape {shape_text(row)}, got"
+        f" {shape_text(given)}",
+        field=spec.name,
+    )
+
+
+def _count(shape: Shape) -> int:
+    count = 1
+    for dim in shape:
+        count *= dim
+    return count
+
+
+def fed_shape(model: Model, spec: TensorSpec, row: Shape) -> Shape:
+    """The shape in a signature: the row's, and a 1 before it where the model has a batch dimension we don't use."""
+    return row if model.batchable or spec.shape[:1] != (-1,) else (1, *row)
+
+
+def json_values(array: Array) -> list[Any]:
+    """An output's values, flat, as JSON can carry them: NaN and infinities as the texts protobuf's mapping has."""
+    values: list[Any] = array.ravel().tolist()
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return [_as_json(value) for value in values]
+    if array.dtype == object:
+        return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values]
+    return values
+
+
+def _as_json(value: float) -> float | str:
+    if value != value:
+        return "NaN"
+    if value in (float("inf"), float("-inf")):
+        return "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def nested(values: list[Any], shape: Shape) -> Any:
+    """Flat values as lists nested by `shape`; the value itself for a scalar."""
+    if not shape:
+        return values[0]
+    for size in reversed(shape[1:]):
+        values = [values[start : start + size] for start in range(0, len(values), size)] if size else values
+    return values

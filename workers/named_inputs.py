@@ -1,0 +1,58 @@
+"""One row of each of a model's inputs, by name: the `inputs` of Predict, by gRPC and by REST."""
+
+from typing import Any
+
+from nexus_grpc.ipc.errors import InvalidInput
+from workers.json_tensors import fed_shape, row_tensor
+from workers.model import Model, Shape, TensorSpec
+from workers.requests import Decoded, Form
+from workers.shapes import check_missing
+from workers.tensors import Piece
+
+
+def decode_named_row(model: Model, tensors: dict[str, tuple[Shape, list[Any]]], form: Form) -> Decoded:
+    """{name: (shape or (), data)} → one row. Raises InvalidInput."""
+    pieces: list[Piece] = []
+    signature = []
+    check_known(model, tensors)
+    for spec in model.inputs:
+        if spec.name in tensors:
+            piece, row = row_tensor(model, spec, *tensors[spec.name])
+            pieces.append(piece)
+            signature.append((spec.name, fed_shape(model, spec, row)))
+    return Decoded(tuple(signature), 1, pieces, form, templatable=False)
+
+
+def check_known(model: Model, given: dict[str, Any]) -> None:
+    """Raises InvalidInput for a name that is no input of the model, and for an input that is missing."""
+    for name in given:
+        if model.input_named(name) is None:
+            raise unexpected_input(model, name)
+    check_missing(model, given)
+
+
+def unexpected_input(model: Model, name: str) -> InvalidInput:
+    known = ", ".join(f"'{spec.name}'" for spec in model.inputs)
+    return InvalidInput(f"unexpected input '{name}' for model '{model.name}', expected {known}", field=name)
+
+
+def input_spec(model: Model, name: str) -> TensorSpec:
+    """Raises InvalidInput when the model has no such input."""
+    spec = model.input_named(name)
+    if spec is None:
+        raise unexpected_input(model, name)
+    return spec
+
+
+def python_list(values: Any) -> list[Any]:
+    """A google.protobuf.ListValue as Python has it. Raises InvalidInput for objects and nulls in it."""
+    return [_python_value(value) for value in values.values]
+
+
+def _python_value(value: Any) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "list_value":
+        return python_list(value.list_value)
+    if kind in ("number_value", "string_value", "bool_value"):
+        return getattr(value, kind)
+    raise InvalidInput("inputs: data may hold numbers, texts, booleans and lists of them", field="inputs")
