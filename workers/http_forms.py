@@ -7,7 +7,7 @@ import msgspec
 from nexus_grpc.ipc.wire import json_body
 from workers.infer_form import RequestedOutput
 from workers.json_tensors import json_values, nested
-from workers.predict_codec import DEFAULT_VARIANT, probabilities_index, utc_now
+from workers.predict_codec import DEFAULT_VARIANT, utc_now
 from workers.requests import Timings
 from workers.results import BatchResult, top_classes
 from workers.tensors import BYTES, Piece
@@ -76,7 +76,7 @@ _TIMING_FIELDS = ("queue_us", "batch_size", "infer_us", "total_us")
 def prediction(result: BatchResult, row: int) -> tuple[list[Any], list[Any], Any]:
     """(first output, probabilities, the largest of these or 0) of one row."""
     values = result.json_row(0, row)
-    index = probabilities_index(result.model)
+    index = result.model.probabilities_index
     if index < 0:
         return values, [], 0.0
     probabilities = result.json_row(index, row)

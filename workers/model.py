@@ -8,6 +8,7 @@ import numpy as np
 
 from workers.tensors import Array, Datatype
 
+PROBABILITIES_PREFIX = "prob"
 Shape = tuple[int, ...]
 # Feeds by input name → one array per output, in the model's order.
 Run = Callable[[dict[str, Array], bool], list[Array]]
@@ -58,9 +59,14 @@ class Model:
     run: Run
     templates: Any = None
     template_misses: int = 0
+    # The output that holds class probabilities, or -1.
+    probabilities_index: int = -1
 
     def __post_init__(self) -> None:
         self.templates = {}
+        for index, spec in reversed(list(enumerate(self.outputs))):
+            if spec.name.lower().startswith(PROBABILITIES_PREFIX) and spec.datatype.dtype.kind == "f":
+                self.probabilities_index = index
 
     @property
     def batchable(self) -> bool:

@@ -1,6 +1,6 @@
 """nexus.v1 Predict and BatchPredict: flat features in, a prediction out. Decoders raise only InvalidInput."""
 
-import datetime
+import time
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from workers.shapes import common_rows, feature_count, resolve_row
 from workers.tensors import BOOL, BYTES, Array, Piece, text_array
 
 DEFAULT_VARIANT = "default"
-PROBABILITIES_PREFIX = "prob"
 _FLOAT_KINDS = "fc"
 ONE_KIND_OF_INPUT = "send either features, or texts, or inputs"
 
@@ -144,16 +143,17 @@ def _misfit(spec: TensorSpec, features: Array) -> InvalidInput:
     return InvalidInput(f"invalid input: a feature does not fit {spec.datatype.name}", field="features")
 
 
+_second_s, _second_text = 0, ""
+
+
 def utc_now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def probabilities_index(model: Model) -> int:
-    """The output that holds class probabilities, or -1."""
-    for index, spec in enumerate(model.outputs):
-        if spec.name.lower().startswith(PROBABILITIES_PREFIX) and spec.datatype.dtype.kind == "f":
-            return index
-    return -1
+    """RFC 3339 with milliseconds. Only the milliseconds are formatted anew within a second."""
+    global _second_s, _second_text
+    now_ms = time.time_ns() // 1_000_000
+    second_s, ms = divmod(now_ms, 1000)
+    if second_s != _second_s:
+        _second_s, _second_text = second_s, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second_s))
+    return f"{_second_text}.{ms:03d}Z"
 
 
 class PredictForm:
@@ -213,7 +213,7 @@ def fill_prediction(message: Any, result: BatchResult, row: int) -> None:
         message.labels.extend(values)
     else:
         message.prediction.extend(values)
-    index = probabilities_index(model)
+    index = model.probabilities_index
     if index >= 0:
         probabilities = result.row_values(index)[row]
         message.probabilities.extend(probabilities)

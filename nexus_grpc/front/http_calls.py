@@ -13,7 +13,7 @@ import msgspec
 
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.ipc.record import Method
-from nexus_grpc.ipc.wire import HTTP_BODY_DATA, WireError, fields, length_prefix
+from nexus_grpc.ipc.wire import HTTP_BODY_DATA, WireError, fields, length_prefix, read_varint
 from nexus_grpc.rest.twin import BODY_FIELD
 
 # Method → the JSON keys that name the model and its version ("" = no such key).
@@ -23,6 +23,7 @@ KEYS = {
     Method.HTTP_API_BATCH_PREDICT: ("model_name", ""),
     Method.HTTP_V1_INFER: ("model", "version"),
 }
+_BODY_TAG, _TYPE_TAG, _DATA_TAG = 0x7A, 0x0A, 0x12
 _PLAIN = rb'"\s*:\s*"([A-Za-z0-9._-]{0,64})"'
 _NEEDLES = {
     key: (b'"%b"' % key.encode(), re.compile(b'"' + key.encode() + _PLAIN).search)
@@ -34,8 +35,11 @@ _NEEDLES = {
 
 def as_hot_request(method: int, message: bytes) -> bytes:
     """A twin's message, rewritten. Raises InvalidInput when it names no model, or is nothing of the kind."""
-    name, version, body = _split(message)
-    if method != Method.HTTP_V2_INFER:
+    if method == Method.HTTP_V2_INFER:
+        name, version, body = _split(message)
+    else:
+        usual = _usual_body(message)
+        body = _split(message)[2] if usual is None else usual
         name, version = addressee(method, body)
         if version[:1] == b"v" and method == Method.HTTP_V1_INFER:
             version = version[1:]  # its users write "v1"
@@ -43,6 +47,28 @@ def as_hot_request(method: int, message: bytes) -> bytes:
     if version:
         head += length_prefix(2, len(version)) + version
     return head + length_prefix(BODY_FIELD, len(body)) + body
+
+
+def _usual_body(message: bytes) -> bytes | None:
+    """The JSON of a message without parameters, as Envoy writes it; None for any other form.
+
+    7A 00            an empty body: the transcoder binds the field first
+    7A length        the body:  0A length type   12 length JSON
+    """
+    try:
+        offset = 2 if message[1] == 0 else 0
+        if message[offset] != _BODY_TAG:
+            return None
+        _, start = read_varint(message, offset + 1)
+        if message[start] != _TYPE_TAG:
+            return None
+        start += 2 + message[start + 1]
+        if message[start] != _DATA_TAG:
+            return None
+        length, start = read_varint(message, start + 1)
+    except (IndexError, WireError):
+        return None
+    return message[start:] if start + length == len(message) else None
 
 
 def _split(message: bytes) -> tuple[bytes, bytes, bytes]:
