@@ -6,7 +6,7 @@ PROTOS := $(shell find proto -name '*.proto') proto/build.py
 # Extra options for the server, the tests or the benchmark: make serve ARGS="--workers 2"
 ARGS ?=
 
-.PHONY: help setup serve test check format bench tools models lock clean
+.PHONY: help setup serve test check format bench tools openapi models lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ bench: $(VENV)/.dev  ## measure against a grpc.aio echo; writes loadtest/RESULTS
 tools:  ## build grpcurl and ghz into .tools/bin (needs Go)
 	@if command -v go >/dev/null || [ "$$CI" = true ]; then bash tools/build.sh; \
 	else echo "go is not installed: tests that need grpcurl and ghz are skipped"; fi
+
+openapi: $(VENV)/.dev tools  ## make openapi.json anew from proto/ (needs Go)
+	$(BIN)/python tools/openapi.py $(ARGS)
 
 models: $(VENV)/.dev  ## rebuild the demo models
 	$(BIN)/python examples/build_models.py $(ARGS)
