@@ -35,11 +35,11 @@ def json_piece(spec: TensorSpec, values: list[Any], field: str) -> Piece:
         _check_kind(spec, values, (bool,), "true or false", field)
         return np.array(values, dtype=np.bool_).tobytes()
     _check_kind(spec, values, (int, float), "a number", field)
-    return number_piece(spec, values, field)
+    return number_piece(spec, values, f"value of '{spec.name}',", field)
 
 
-def number_piece(spec: TensorSpec, values: list[Any], field: str) -> bytes:
-    """int and float values as the input's dtype, little-endian. Raises InvalidInput.
+def number_piece(spec: TensorSpec, values: list[Any], what: str, field: str) -> bytes:
+    """int and float values as the input's dtype, little-endian. Raises InvalidInput; `what` is a value's name in it.
 
     Floats may round (a decimal is not a float32); integers may not, and floats for integers must be whole.
     """
@@ -53,16 +53,16 @@ def number_piece(spec: TensorSpec, values: list[Any], field: str) -> bytes:
                 return np.array(exact, dtype=dtype).tobytes()
     except (OverflowError, FloatingPointError, ValueError):
         pass
-    raise _misfit(spec, values, field)
+    raise _misfit(spec, values, what, field)
 
 
-def _misfit(spec: TensorSpec, values: list[Any], field: str) -> InvalidInput:
+def _misfit(spec: TensorSpec, values: list[Any], what: str, field: str) -> InvalidInput:
     for index, value in enumerate(values):
         if not _fits(value, spec.datatype.dtype):
             return InvalidInput(
-                f"invalid input: {field} {index} ({value!r}) does not fit {spec.datatype.name}", field=field
+                f"invalid input: {what} {index} ({value!r}) does not fit {spec.datatype.name}", field=field
             )
-    return InvalidInput(f"invalid input: a value of {field} does not fit {spec.datatype.name}", field=field)
+    return InvalidInput(f"invalid input: a {what} does not fit {spec.datatype.name}", field=field)
 
 
 def _fits(value: float, dtype: Any) -> bool:

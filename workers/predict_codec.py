@@ -89,7 +89,7 @@ def single_input(model: Model) -> TensorSpec:
         names = ", ".join(f"'{spec.name}'" for spec in model.inputs)
         raise InvalidInput(
             f"model '{model.name}' has {len(required)} inputs ({names}); flat features fit a model with one: name"
-            " them in `inputs`",
+            " them in `inputs`, or use ModelInfer",
             field="features",
         )
     return required[0]
@@ -106,7 +106,7 @@ def row_piece(model: Model, spec: TensorSpec, features: list[Any], texts: list[s
         raise InvalidInput(f"model '{model.name}' expects numbers: send them in `features`", field="texts")
     shape = resolve_row(model, row, len(features), expected)
     if spec.datatype.dtype.kind in "iu":
-        return number_piece(spec, features, "feature"), shape
+        return number_piece(spec, features, "feature", "features"), shape
     return cast_features(spec, np.array(features, dtype=np.float64)), shape
 
 

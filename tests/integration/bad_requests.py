@@ -222,7 +222,7 @@ PREDICT: dict[str, tuple[Any, Any, str, str]] = {
     "two inputs": (
         nexus_pb.PredictRequest(model_id="two_inputs", features=[1, 2, 3]),
         INVALID,
-        "has 2 inputs ('a', 'b'); flat features fit a model with one: use ModelInfer",
+        "has 2 inputs ('a', 'b'); flat features fit a model with one: name them in `inputs`, or use ModelInfer",
         "features",
     ),
     "two dynamic dimensions": (

@@ -16,6 +16,7 @@ from nexus_grpc.pb.nexus.v1 import inference_pb2 as nexus_pb
 from tests.conftest import TRANSPORTS
 from tests.harness import Server, copy_models, running_server
 from tests.integration.client import IRIS_ROW, Client, iris_request, raw_request, refusal
+from tests.integration.rest import call_twin
 
 LABELS = {
     "nexus_process_info": {"role", "index", "pid"},
@@ -34,6 +35,7 @@ LABELS = {
     "nexus_batches": {"worker"},
     "nexus_template_lookups": {"worker", "result"},
     "nexus_worker_restarts": {"worker"},
+    "http_requests": {"method", "endpoint", "status"},
     "nexus_requests": {"method", "model", "version", "code"},
     "nexus_request_duration_seconds": {"model", "version"},
     "model_predictions": {"model_id", "status"},
@@ -69,6 +71,10 @@ def counted(server: Server, expected: dict[Any, float]) -> dict[Any, float]:
 def test_names_and_labels(client: Client, server: Server) -> None:
     client.infer(iris_request())
     refusal(lambda: client.infer(b""))
+    call_twin(server.address, "InferencePredict", b"{}")
+    deadline = time.monotonic() + 5
+    while "http_requests_total{" not in server.metrics() and time.monotonic() < deadline:
+        time.sleep(0.05)
     families = {family.name: family for family in text_string_to_metric_families(server.metrics())}
     assert set(families) == set(LABELS)
     for name, family in families.items():

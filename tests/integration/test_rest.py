@@ -5,21 +5,18 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from google.protobuf import json_format
 
 from nexus_grpc.front.hot_methods import HTTP_STATUS_KEY
-from nexus_grpc.ipc.wire import fields, json_body, length_prefix
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as pb
 from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2
 from nexus_grpc.rest.http_rules import http_methods
 from nexus_grpc.rest.planned import PLANNED
-from nexus_grpc.rest.twin import path_of
 from tests.harness import Server
 from tests.integration.client import Client, raw_request
-from tests.integration.rest import IRIS, assert_error, call, get, post
+from tests.integration.rest import IRIS, assert_error, call, call_twin, get, post
 
 VARYING = {"latency_ms", "timestamp", "request_id", "batch_size"}
 PREDICTIONS: list[dict[str, Any]] = [
@@ -55,18 +52,6 @@ def as_json(message: Any) -> dict[str, Any]:
     return json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-
-
-def call_twin(address: str, name: str, body: bytes, **metadata: str) -> tuple[dict[str, str], Any]:
-    """A twin's method without Envoy: (initial metadata, JSON)."""
-    wrapped = json_body(body)
-    message = b"z\0" + length_prefix(15, len(wrapped)) + wrapped
-    with grpc.insecure_channel(address) as channel:
-        answer, done = channel.unary_unary(path_of(name)).with_call(
-            message, timeout=20, metadata=tuple(metadata.items())
-        )
-    data = next(answer[start:end] for number, _, start, end in fields(answer) if number == 2)
-    return dict(done.initial_metadata()), json.loads(data)
 
 
 @pytest.mark.parametrize("body", PREDICTIONS, ids=lambda body: str(body["model_id"]))

@@ -17,21 +17,26 @@ INTEGERS = ["INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UIN
 def test_the_bounds_of_integers(datatype: str) -> None:
     tensor = spec("x", datatype, -1, 1)
     bounds = np.iinfo(tensor.datatype.dtype)
-    raw = number_piece(tensor, [bounds.min, bounds.max], "feature")
+    raw = number_piece(tensor, [bounds.min, bounds.max], "feature", "feature")
     assert np.frombuffer(raw, tensor.datatype.dtype).tolist() == [bounds.min, bounds.max]
     for wrong in (bounds.min - 1, bounds.max + 1, 0.5, 1e300):
         with pytest.raises(InvalidInput, match=r"feature 1 \(.*\) does not fit " + datatype):
-            number_piece(tensor, [0, wrong], "feature")
+            number_piece(tensor, [0, wrong], "feature", "feature")
 
 
 def test_whole_floats_are_integers() -> None:
-    assert np.frombuffer(number_piece(spec("x", "INT32", -1, 1), [2.0, -0.0], "feature"), "<i4").tolist() == [2, 0]
+    assert np.frombuffer(
+        number_piece(spec("x", "INT32", -1, 1), [2.0, -0.0], "feature", "feature"), "<i4"
+    ).tolist() == [2, 0]
 
 
 def test_floats_may_round_and_must_not_overflow() -> None:
-    assert np.frombuffer(number_piece(spec("x", "FP32", -1, 1), [0.1, 3], "x"), "<f4").tolist() == [np.float32(0.1), 3]
+    assert np.frombuffer(number_piece(spec("x", "FP32", -1, 1), [0.1, 3], "x", "x"), "<f4").tolist() == [
+        np.float32(0.1),
+        3,
+    ]
     with pytest.raises(InvalidInput, match=r"x 0 \(1e\+39\) does not fit FP32"):
-        number_piece(spec("x", "FP32", -1, 1), [1e39], "x")
+        number_piece(spec("x", "FP32", -1, 1), [1e39], "x", "x")
 
 
 @pytest.mark.parametrize(
