@@ -75,7 +75,8 @@ def test_rest_answers(rest_server: Server) -> None:
 def test_it_is_announced_once_it_answers(rest_server: Server) -> None:
     [serving] = log_lines(rest_server, "serving")
     assert serving["rest"] == f"http://127.0.0.1:{rest_server.rest_port}"
-    assert f"curl http://127.0.0.1:{rest_server.rest_port}/predict --json" in rest_server.log_text()
+    line = f"curl http://127.0.0.1:{rest_server.rest_port}/predict --json"
+    wait_for(lambda: line in rest_server.log_text(), "the start-up table has a curl line")
 
 
 def test_it_is_in_the_metrics(rest_server: Server) -> None:
@@ -159,7 +160,7 @@ def test_an_external_envoy(tmp_path: pathlib.Path, iris: pathlib.Path) -> None:
         assert server.children("envoy") == []
         with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", rest_port), 2):
             pass
-        assert "nexus envoy bootstrap" in server.log_text()
+        wait_for(lambda: "nexus envoy bootstrap" in server.log_text(), "the start-up table says how to go on")
         ports = [f"--grpc-port={server.port}", f"--metrics-port={server.metrics_port}"]
         printed = nexus("envoy", "bootstrap", *options, *ports, folder=tmp_path)
         assert printed.returncode == 0, printed.stderr
@@ -234,7 +235,7 @@ def test_tls(tmp_path: pathlib.Path, iris: pathlib.Path) -> None:
     options = [f"--rest-tls-certificate={chain.name}", f"--rest-tls-key={key.name}", "--workers=1"]
     with running_server(tmp_path, *options, repository=iris, rest=True, wait=False) as server:
         wait_for(lambda: log_lines(server, "serving"), f"it serves:\n{server.log_text()}", 40)
-        assert f"https://127.0.0.1:{server.rest_port}" in server.log_text()
+        wait_for(lambda: f"https://127.0.0.1:{server.rest_port}" in server.log_text(), "the table says https")
         context = ssl.create_default_context(cafile=str(chain))
         context.set_alpn_protocols(["h2", "http/1.1"])
         with (
