@@ -54,6 +54,24 @@ class SessionOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class DecisionPolicy:
+    """What a classifier's probabilities decide, from the configuration's `parameters`.
+
+    Attributes:
+        labels: the classes' names, in the order of the probabilities; empty: the output's own, or their numbers.
+        positive_class: name or number of the class that the decision is about; empty: the second of two.
+        threshold: the positive class is decided for from this probability on; None: the largest probability decides.
+        positive, negative: what the decisions are called, such as block and allow.
+    """
+
+    labels: tuple[str, ...] = ()
+    positive_class: str = ""
+    threshold: float | None = None
+    positive: str = ""
+    negative: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelPolicy:
     """What the server needs from a configuration, read out once. The defaults are those of an absent config.pbtxt.
 
@@ -68,6 +86,7 @@ class ModelPolicy:
         default_timeout_ns: longest wait in the queue of a request that does not say; 0 means none.
         allow_timeout_override: whether a request's `timeout` parameter may shorten that.
         session: how the session is opened.
+        decision: what its probabilities decide; None where the configuration says nothing of it.
     """
 
     max_batch_size: int | None = None
@@ -80,6 +99,7 @@ class ModelPolicy:
     default_timeout_ns: int = 0
     allow_timeout_override: bool = False
     session: SessionOptions = SessionOptions()
+    decision: DecisionPolicy | None = None
 
 
 def parse_config(text: str, *, path: str) -> ModelConfig:
@@ -164,7 +184,7 @@ def policy_of(config: ModelConfig) -> ModelPolicy:
     Raises:
         ModelNotServable: the `parameters` are wrong (as `check_config` does).
     """
-    session, isolation = _read_parameters(config)
+    session, isolation, decision = _read_parameters(config)
     batching = config.dynamic_batching
     queue = batching.default_queue_policy
     group = config.instance_group[0] if config.instance_group else None
@@ -180,6 +200,7 @@ def policy_of(config: ModelConfig) -> ModelPolicy:
         default_timeout_ns=queue.default_timeout_microseconds * 1000,
         allow_timeout_override=queue.allow_timeout_override,
         session=session,
+        decision=decision,
     )
 
 
@@ -262,7 +283,7 @@ def _check_warmup(warmup: ModelWarmup, rows_max: int) -> None:
             raise _refusal(field, f'input "{name}" needs zero_data, random_data or input_data_file')
 
 
-def _read_parameters(config: ModelConfig) -> tuple[SessionOptions, Isolation]:
+def _read_parameters(config: ModelConfig) -> tuple[SessionOptions, Isolation, DecisionPolicy | None]:
     """Reads `parameters`; each is a string, as in Triton's configuration.
 
     Raises:
@@ -280,16 +301,53 @@ def _read_parameters(config: ModelConfig) -> tuple[SessionOptions, Isolation]:
             GraphOptimization, _choice(values, "graph_optimization_level", get_args(GraphOptimization), "all")
         ),
     )
-    return session, cast(Isolation, _choice(values, "isolation", get_args(Isolation), "shared"))
+    isolation = cast(Isolation, _choice(values, "isolation", get_args(Isolation), "shared"))
+    return session, isolation, _decision(values)
 
 
+_DECISION_PARAMETERS = ("labels", "positive_class", "decision_threshold", "decision_positive", "decision_negative")
 _PARAMETERS = (
     "execution_providers",
     "intra_op_thread_count",
     "inter_op_thread_count",
     "graph_optimization_level",
     "isolation",
+    *_DECISION_PARAMETERS,
 )
+
+
+def _decision(values: dict[str, str]) -> DecisionPolicy | None:
+    if not set(values) & set(_DECISION_PARAMETERS):
+        return None
+    labels = tuple(label.strip() for label in values["labels"].split(",")) if "labels" in values else ()
+    if "labels" in values and (not all(labels) or len(set(labels)) < len(labels)):
+        raise _refusal("parameters.labels", f'is "{values["labels"]}"; expected different names, such as "ham,spam"')
+    positive = values.get("positive_class", "")
+    if positive and labels and positive not in labels and not _is_index(positive, len(labels)):
+        raise _refusal(
+            "parameters.positive_class",
+            f'is "{positive}"; expected one of the labels {", ".join(labels)}, or its number',
+        )
+    names = (values.get("decision_positive", ""), values.get("decision_negative", ""))
+    if "decision_threshold" not in values:
+        if any(names) or positive:
+            raise _refusal("parameters.decision_threshold", "is missing: decisions need one, such as 0.41")
+        return DecisionPolicy(labels)
+    return DecisionPolicy(labels, positive, _threshold(values["decision_threshold"]), *names)
+
+
+def _is_index(text: str, count: int) -> bool:
+    return text.isascii() and text.isdecimal() and int(text) < count
+
+
+def _threshold(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise _refusal("parameters.decision_threshold", f'is "{text}"; expected a number from 0 to 1')
+    return value
 
 
 def _providers(text: str) -> tuple[str, ...]:

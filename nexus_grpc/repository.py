@@ -52,6 +52,7 @@ class ModelEntry:
         config: the parsed config.pbtxt; None if there is none or it is broken.
         policy: read out of the configuration; the defaults where there is none.
         versions: what the version policy selects and has a model file, ascending.
+        present: all versions that have a model file, ascending.
         labels: class labels by output name.
         warmup_files: files of warm-up values, by the name the configuration gives them.
         error: why the model can't be served as it is; None if nothing is wrong.
@@ -62,6 +63,7 @@ class ModelEntry:
     config: ModelConfig | None = None
     policy: ModelPolicy = field(default_factory=ModelPolicy)
     versions: tuple[VersionEntry, ...] = ()
+    present: tuple[VersionEntry, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     warmup_files: Mapping[str, Path] = field(default_factory=dict)
     error: str | None = None
@@ -157,6 +159,7 @@ def _read_model(folder: Path, root: Path) -> ModelEntry:
             config=config,
             policy=policy,
             versions=versions,
+            present=_present(folder, root, config),
             labels=_read_labels(folder, root, config),
             warmup_files=_find_warmup_files(folder, root, config),
             error=missing,
@@ -231,6 +234,16 @@ def _read_versions(folder: Path, root: Path, config: ModelConfig | None) -> tupl
         else:
             problems.append(f"version {version} has no file {folder.name}/{version}/{path.name}")
     return tuple(found), "; ".join(problems) or None
+
+
+def _present(folder: Path, root: Path, config: ModelConfig | None) -> tuple[VersionEntry, ...]:
+    """Every version folder with a model file inside the repository."""
+    found = []
+    for number in sorted(int(path.name) for path in folder.iterdir() if _VERSION.fullmatch(path.name)):
+        path = folder / str(number) / _model_file(config)
+        if path.is_file() and path.resolve().is_relative_to(root):
+            found.append(VersionEntry(number, path))
+    return tuple(found)
 
 
 def _model_file(config: ModelConfig | None) -> str:

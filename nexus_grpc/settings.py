@@ -9,36 +9,41 @@ as JSON (`Settings.restore`), and workers, which don't import pydantic, as a pla
 import ipaddress
 import json
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
     InitSettingsSource,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
-from nexus_grpc.cpus import parse_cpu_list
+from nexus_grpc.setting_types import (
+    GIB,
+    KIB,
+    MIB,
+    Bytes,
+    Count,
+    CpuList,
+    Names,
+    Number,
+    Origins,
+    Port,
+    PowerOfTwoBytes,
+    Seconds,
+)
 
 ENV_PREFIX = "NEXUS_"
 CONFIG_VARIABLE = "NEXUS_CONFIG"
 CONFIG_FILE = Path("nexus.toml")
 # sysexits.h EX_CONFIG: tells a service manager that starting again changes nothing.
 EXIT_CONFIGURATION = 78
-
-_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
-_BYTES = re.compile(r"(\d{1,15})\s*(KiB|MiB|GiB)?", re.IGNORECASE | re.ASCII)
-# scheme://host[:port], as browsers send it (RFC 6454): no path, no slash at the end.
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@*]+", re.IGNORECASE | re.ASCII)
-_UNITS = {"": 1, "kib": _KIB, "mib": _MIB, "gib": _GIB}
 
 # Where pydantic's own words for a wrong value don't say what is expected.
 _EXPECTED = {
@@ -66,53 +71,10 @@ class ConfigurationError(Exception):
         self.message = message
 
 
-def _parse_bytes(value: object) -> object:
-    """Lets a size be written as 64MiB; anything else is left to the field's own type."""
-    if isinstance(value, str) and (match := _BYTES.fullmatch(value.strip())):
-        return int(match[1]) * _UNITS[(match[2] or "").lower()]
-    return value
-
-
-def _refuse_bool(value: object) -> object:
-    # `workers = true` in TOML would otherwise be one worker.
-    if isinstance(value, bool):
-        raise ValueError("expected a number, not true or false")
-    return value
-
-
-def _check_power_of_two(value: int) -> int:
-    if value & (value - 1):
-        raise ValueError("expected a power of two, such as 4194304 (4 MiB)")
-    return value
-
-
-def _check_cpus(value: str) -> str:
-    parse_cpu_list(value)
-    return value
-
-
-def _split(value: object) -> object:
-    """Lets a list be written as a,b; anything else is left to the field's own type."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
-    for origin in origins:
-        if origin != "*" and not _ORIGIN.fullmatch(origin):
-            raise ValueError(f"{origin!r} is no web origin; expected one such as https://a.example or *")
-    return origins
-
-
 def _check_auth(value: str) -> str:
     if value != "off":
         raise ValueError("API keys come later; expected off")
     return value
-
-
-Port = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=65535)]
-Count = Annotated[int, BeforeValidator(_refuse_bool)]
-Bytes = Annotated[int, BeforeValidator(_refuse_bool), BeforeValidator(_parse_bytes)]
-Seconds = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0.1, le=86_400, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -134,9 +96,7 @@ class Settings(BaseSettings):
         Path("models"), description="Folder with the models: NAME/VERSION/model.onnx and, optionally, config.pbtxt."
     )
     host: str = Field("127.0.0.1", min_length=1, max_length=255, description="Address to listen on.")
-    grpc_port: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=65535)] = Field(
-        8001, description="Port of the gRPC services."
-    )
+    grpc_port: Count = Field(8001, ge=1, le=65535, description="Port of the gRPC services.")
     rest_port: Port = Field(8080, description="Port of the REST interface, which Envoy serves; 0 leaves it out.")
     rest_host: str = Field("", max_length=255, description="Address that Envoy listens on; that of --host if empty.")
     envoy: Literal["sidecar", "external"] = Field(
@@ -150,11 +110,11 @@ class Settings(BaseSettings):
         "", max_length=4096, description="PEM file with the REST port's certificate chain; no TLS if empty."
     )
     rest_tls_key: str = Field("", max_length=4096, description="PEM file with the key of --rest-tls-certificate.")
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_origins)] = Field(
+    cors_origins: Origins = Field(
         (), description="Web origins whose pages may call REST, such as https://a.example,https://b.example; * for all."
     )
     rest_max_body: Bytes = Field(
-        64 * _MIB, ge=_KIB, le=2 * _GIB - 1, description="Largest body of a REST request, in bytes; 64MiB works too."
+        64 * MIB, ge=KIB, le=2 * GIB - 1, description="Largest body of a REST request, in bytes; 64MiB works too."
     )
     rest_timeout_seconds: Seconds = Field(60.0, description="How long a REST request may take, in seconds.")
     metrics_port: Port = Field(8002, description="Port of the Prometheus metrics; 0 leaves them out.")
@@ -162,12 +122,12 @@ class Settings(BaseSettings):
         0, ge=0, le=1024, description="Worker processes; 0 means the available cores minus one, at least one."
     )
     fronts: Count = Field(1, ge=1, le=64, description="Front processes, which share the gRPC port.")
-    cpus: Annotated[str, AfterValidator(_check_cpus)] = Field(
+    cpus: CpuList = Field(
         "",
         max_length=4096,
         description="Cores the server may use, such as 0-3,6; all that affinity and the cgroup's limit allow if empty.",
     )
-    data_dir: Path = Field(Path("data"), description="Folder for what the server itself writes.")
+    data_dir: Path = Field(Path("data"), description="Folder for what the server itself writes: the registry.")
     auth: Annotated[Literal["off", "optional", "required"], AfterValidator(_check_auth)] = Field(
         "off", description="Whether callers need an API key. Only off is available yet."
     )
@@ -180,26 +140,26 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least severe events that are logged."
     )
-    log_sample: Annotated[float, BeforeValidator(_refuse_bool)] = Field(
+    log_sample: Number = Field(
         0.01, ge=0, le=1, description="Share of successful requests that are logged; failures always are, up to a rate."
     )
     max_message_bytes: Bytes = Field(
-        64 * _MIB,
-        ge=_KIB,
-        le=2 * _GIB - 1,
+        64 * MIB,
+        ge=KIB,
+        le=2 * GIB - 1,
         description="Largest request or answer, in bytes; 64MiB is understood too.",
     )
-    ring_bytes: Annotated[Bytes, AfterValidator(_check_power_of_two)] = Field(
-        4 * _MIB,
-        ge=64 * _KIB,
-        le=_GIB,
+    ring_bytes: PowerOfTwoBytes = Field(
+        4 * MIB,
+        ge=64 * KIB,
+        le=GIB,
         description="Shared memory of one ring, in bytes, a power of two; each front and worker have two between them.",
     )
     max_in_flight: Count = Field(
         1024, ge=1, le=1 << 20, description="Requests that one worker may hold for one front at a time."
     )
     max_in_flight_bytes: Bytes = Field(
-        _GIB, ge=_MIB, le=1 << 44, description="Bytes of requests that one front may hold at a time."
+        GIB, ge=MIB, le=1 << 44, description="Bytes of requests that one front may hold at a time."
     )
     default_max_batch_size: Count = Field(
         1024, ge=1, le=1 << 20, description="Rows per batch of a model whose configuration does not say."
@@ -218,6 +178,39 @@ class Settings(BaseSettings):
     )
     stream_window: Count = Field(64, ge=1, le=65_536, description="Requests of one stream in flight at a time.")
     model_load_seconds: Seconds = Field(120.0, description="How long loading a model may take, in seconds.")
+    model_control: Literal["poll", "none", "explicit"] = Field(
+        "poll",
+        description="poll picks up new and changed models, none loads at the start only, explicit when asked only.",
+    )
+    poll_seconds: Seconds = Field(10.0, description="How often poll looks at the repository, in seconds.")
+    load_model: Names = Field(
+        (), description="With --model-control explicit: the models to load at the start, such as iris,churn; * for all."
+    )
+    registry_url: str = Field(
+        "",
+        max_length=4096,
+        description="Registry in PostgreSQL: postgresql://user@host/database; a SQLite file in --data-dir if empty.",
+    )
+    upload_max_bytes: Bytes = Field(
+        512 * MIB,
+        ge=KIB,
+        le=2 * GIB - 1,
+        description="Largest model file that may be uploaded, in bytes.",
+    )
+    upload_seconds: Seconds = Field(600.0, description="How long an upload may take, in seconds.")
+    uploads_max: Count = Field(4, ge=1, le=12, description="Uploads that one front receives at a time.")
+    trial_seconds: Seconds = Field(
+        60.0, description="How long the trial load of a new model in a process of its own may take, in seconds."
+    )
+    trial_memory: Bytes = Field(
+        8 * GIB,
+        ge=256 * MIB,
+        le=1 << 44,
+        description="Address space that a trial load may use, in bytes.",
+    )
+    keep_previous_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = Field(
+        600.0, description="How long a version that was replaced stays loaded, for an instant rollback, in seconds."
+    )
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -71,6 +71,17 @@ class Batcher:
     def add_model(self, model: Model) -> None:
         self._queues[model.slot] = ModelQueue(model)
 
+    def remove_model(self, slot: int) -> ModelQueue | None:
+        """Forget a model; return what still waits for it."""
+        queue = self._queues.pop(slot, None)
+        if queue is not None and queue.requests:
+            self._turns.remove(queue)
+        return queue
+
+    def model_of(self, slot: int) -> Model | None:
+        queue = self._queues.get(slot)
+        return queue.model if queue is not None else None
+
     def queue_of(self, slot: int) -> ModelQueue | None:
         return self._queues.get(slot)
 

@@ -35,6 +35,8 @@ class PredictBody(msgspec.Struct, forbid_unknown_fields=True):
     nexus_timing: bool = False
     texts: list[str] = []
     inputs: dict[str, NamedTensor] = {}
+    # For the front, which has used it by now (nexus_grpc/front/split.py).
+    sticky_key: str = ""
 
 
 class ApiPredictBody(msgspec.Struct, forbid_unknown_fields=True):

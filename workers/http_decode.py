@@ -171,5 +171,5 @@ def _requested(model: Model, body: V2Body) -> tuple[RequestedOutput, ...]:
 
 def _check_addressee(model: Model, field: str, name: str, version: str = "") -> None:
     """The front found the name without parsing. They must agree."""
-    if name != model.name or version not in ("", model.version):
+    if name != model.name or version not in model.version_names:
         raise InvalidInput(f"{field} and the version must appear once in the body, at its top level", field=field)

@@ -5,9 +5,10 @@ from typing import Any
 import msgspec
 
 from nexus_grpc.ipc.wire import json_body
+from workers.decisions import verdict
 from workers.infer_form import RequestedOutput
 from workers.json_tensors import json_values, nested
-from workers.predict_codec import DEFAULT_VARIANT, utc_now
+from workers.predict_codec import utc_now
 from workers.requests import Timings
 from workers.results import BatchResult, top_classes
 from workers.tensors import BYTES, Piece
@@ -58,13 +59,15 @@ class HttpPredictForm(HttpForm):
             "latency_ms": timings.total_us / 1000,
             "timestamp": utc_now(),
             "model_version": model.version,
-            "variant": DEFAULT_VARIANT,
+            "variant": model.variant,
             "confidence": confidence,
             "probabilities": probabilities,
             "cache_hit": False,
             "batch_size": timings.batch_size,
             "labels": values if is_text else [],
         }
+        decided = verdict(model, result.row_values(model.probabilities_index)[first] if probabilities else ())
+        answer["predicted_class"], answer["decision"], answer["threshold_used"] = decided
         if self.timing:
             answer["timing"] = {name: getattr(timings, name) for name in _TIMING_FIELDS}
         return answer
@@ -151,8 +154,11 @@ class V2Form(HttpForm):
     def answer(self, result: BatchResult, first: int, last: int, timings: Timings, request_id: str) -> Any:
         answer: dict[str, Any] = {"model_name": result.model.name, "model_version": result.model.version}
         answer["id"] = request_id
+        parameters: dict[str, Any] = {"nexus_variant": result.model.variant} if result.model.is_arm else {}
         if self.timing:
-            answer["parameters"] = {f"nexus_{name}": getattr(timings, name) for name in _TIMING_FIELDS}
+            parameters |= {f"nexus_{name}": getattr(timings, name) for name in _TIMING_FIELDS}
+        if parameters:
+            answer["parameters"] = parameters
         answer["outputs"] = [self._output(result, each, first, last) for each in self.outputs]
         return answer
 

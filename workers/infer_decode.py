@@ -50,7 +50,7 @@ def decode_infer(model: Model, message: bytes) -> Decoded:
 
 def _check_addressee(model: Model, request: pb.ModelInferRequest) -> None:
     """The front routed on the first name in the message; protobuf lets a later one win. They must agree."""
-    if request.model_name != model.name or request.model_version not in ("", model.version):
+    if request.model_name != model.name or request.model_version not in model.version_names:
         raise InvalidInput(
             "model_name and model_version must appear once in the message, and first", field="model_name"
         )

@@ -89,7 +89,11 @@ class InferForm:
         self._key = key
 
     def _response(self, result: BatchResult) -> pb.ModelInferResponse:
-        return pb.ModelInferResponse(model_name=result.model.name, model_version=result.model.version, id=self.id)
+        model = result.model
+        response = pb.ModelInferResponse(model_name=model.name, model_version=model.version, id=self.id)
+        if model.is_arm:
+            response.parameters["nexus_variant"].string_param = model.variant
+        return response
 
     def _encode_built(self, result: BatchResult, first: int, last: int, timings: Timings) -> bytes:
         response = self._response(result)

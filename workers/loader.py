@@ -10,6 +10,7 @@ import numpy as np
 from nexus_grpc.ipc.errors import ModelNotServable, NexusError
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.pb.inference import model_config_pb2 as config_pb
+from workers.decisions import decision_of
 from workers.model import Model, QueuePolicy, Shape, TensorSpec, shape_fits, shape_text, zeros
 from workers.session import OpenedSession, as_served, open_session
 from workers.tensors import BYTES, Array, decode_bytes_tensor
@@ -35,6 +36,7 @@ class LoadOrder:
     warmup_files: dict[str, str]
     default_max_batch_size: int
     cores: int
+    version_name: str = ""
 
     @classmethod
     def from_message(cls, message: dict[str, Any], cores: int) -> "LoadOrder":
@@ -50,6 +52,7 @@ class LoadOrder:
             warmup_files=message["warmup_files"],
             default_max_batch_size=message["default_max_batch_size"],
             cores=cores,
+            version_name=message.get("version_name", ""),
         )
 
 
@@ -75,7 +78,9 @@ def _model(order: LoadOrder, opened: OpenedSession) -> Model:
         batch_limit_is_strict=explicit,
         queue=_queue_policy(order.policy),
         run=opened.run,
+        version_names=frozenset({order.version_name}),
     )
+    model.decision = decision_of(order.policy.get("decision"), model)
     if not explicit and _looks_batchable(opened) and _batches_like_single(model):
         model.max_batch_size = order.default_max_batch_size
     return model

@@ -29,9 +29,11 @@ from workers.infer_decode import decode_infer
 from workers.link import FrontLink, HandOverError
 from workers.model import Model
 from workers.predict_codec import decode_batch_predict, decode_predict
+from workers.predictions import count_predictions
 from workers.requests import Clock, Decoded, Request
 from workers.results import BatchResult
 from workers.session import as_served
+from workers.shadow import Shadows
 from workers.template import find_template, remember_template
 from workers.tensors import Array
 
@@ -69,7 +71,7 @@ class WorkerLoop:
         self._stats = stats
         # Tells the supervisor, which logs, of a bug.
         self._report = report
-        self._batcher = Batcher()
+        self.batcher = Batcher()
         self._links: list[FrontLink] = []
         self._rings: list[RingConsumer] = []
         self._running = True
@@ -79,6 +81,7 @@ class WorkerLoop:
         self._ended: list[tuple[int, int, list[int], Clock]] = []
         # Work for this thread from the control thread: attach, detach, add a model, stop.
         self.commands: collections.deque[Callable[[], None]] = collections.deque()
+        self.shadows = Shadows(self.batcher.model_of)
 
     # --- commands, called on the loop's thread ---
 
@@ -97,7 +100,22 @@ class WorkerLoop:
         self._rings = [link.requests for link in links]
 
     def add_model(self, model: Model) -> None:
-        self._batcher.add_model(model)
+        self._settle()
+        self._stats.reset(model.slot)
+        self.batcher.add_model(model)
+
+    def remove_model(self, slot: int) -> None:
+        """Answer what has come for a model, then forget it. The fronts send nothing more for it by now."""
+        for link in self._links:
+            while fetched := link.requests.poll_nowait(INTAKE_MAX):
+                for fields, content in fetched:
+                    self._accept(link, fields, content)
+        queue = self.batcher.remove_model(slot)
+        while queue is not None and queue.requests:
+            self._execute(queue, queue.take())
+        self._publish()
+        self._settle()
+        self.shadows.forget(slot)
 
     def stop(self) -> None:
         self._running = False
@@ -105,7 +123,7 @@ class WorkerLoop:
     # --- the loop ---
 
     def run(self) -> None:
-        next_batch, monotonic_ns = self._batcher.next_batch, time.monotonic_ns
+        next_batch, monotonic_ns = self.batcher.next_batch, time.monotonic_ns
         while self._running:
             while self.commands:
                 self.commands.popleft()()
@@ -116,7 +134,8 @@ class WorkerLoop:
             self._publish()
             if found is None:
                 self._settle()
-                self._sleep()
+                if not self.shadows.run_one(self._stats):
+                    self._sleep()
             elif len(self._ended) >= SETTLE_EVERY:
                 self._settle()
 
@@ -131,7 +150,7 @@ class WorkerLoop:
         self._sleeper.unpark(rings)
 
     def _sleep_ms(self, now_ns: int) -> float:
-        due_ns = self._batcher.next_due_ns()
+        due_ns = self.batcher.next_due_ns()
         timeout_ms = min(SLEEP_MAX_MS, max(0.0, (due_ns - now_ns) / 1e6)) if due_ns else SLEEP_MAX_MS
         for link in self._links:
             if link.has_waiting:
@@ -158,7 +177,7 @@ class WorkerLoop:
         _, method, flags, id_length, sequence, deadline_ns, arrived_ns, slot, _ = fields
         request = Request(link, sequence, deadline_ns, arrived_ns, content[:id_length])
         try:
-            queue = self._batcher.queue_of(slot)
+            queue = self.batcher.queue_of(slot)
             if queue is None:
                 raise ModelUnavailable("the model is not loaded in this worker; try again")
             model = queue.model
@@ -177,7 +196,7 @@ class WorkerLoop:
             request.form = decoded.form
             if decoded.timeout_ns or model.queue.default_timeout_ns:
                 _limit_wait(model, request, decoded.timeout_ns)
-            self._batcher.enqueue(queue, request)
+            self.batcher.enqueue(queue, request)
         except Exception as error:
             if flags & OVERSIZE and not request.oversize:
                 with contextlib.suppress(HandOverError):
@@ -299,6 +318,10 @@ class WorkerLoop:
         self._answer(batch, result, clock)
         clock.answered_ns = time.monotonic_ns()
         self._ended.append((model.slot, rows, [request.arrived_ns for request in batch], clock))
+        if model.is_arm:
+            self._stats.predicted(model.slot, count_predictions(result))
+        if self.shadows.sources:
+            self.shadows.copy(model.slot, feeds, result, inferred_ns - assembled_ns, self._stats)
 
     def _settle(self) -> None:
         """Write down the batches that have ended: not before their answers are out, and many at once (code that runs

@@ -9,6 +9,7 @@ import numpy as np
 from workers.tensors import Array, Datatype
 
 PROBABILITIES_PREFIX = "prob"
+DEFAULT_VARIANT = "default"
 Shape = tuple[int, ...]
 # Feeds by input name → one array per output, in the model's order.
 Run = Callable[[dict[str, Array], bool], list[Array]]
@@ -40,6 +41,20 @@ class QueuePolicy:
     allow_timeout_override: bool = True
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decision:
+    """From config.pbtxt's parameters: what the probability of the positive class decides.
+
+    `labels` name the classes in the order of the probabilities; `threshold` None = the largest probability decides.
+    """
+
+    labels: tuple[str, ...]
+    positive_index: int
+    threshold: float | None
+    positive_name: str
+    negative_name: str
+
+
 @dataclasses.dataclass(slots=True)
 class Model:
     """A model version ready to run.
@@ -57,6 +72,11 @@ class Model:
     batch_limit_is_strict: bool
     queue: QueuePolicy
     run: Run
+    # Which experiment's arm this is: an arm shares its version's `run`, and nothing else.
+    variant: str = DEFAULT_VARIANT
+    # What requests may call the version.
+    version_names: frozenset[str] = frozenset()
+    decision: Decision | None = None
     templates: Any = None
     template_misses: int = 0
     # The output that holds class probabilities, or -1.
@@ -64,9 +84,26 @@ class Model:
 
     def __post_init__(self) -> None:
         self.templates = {}
+        self.template_misses = 0
+        self.version_names |= {"", self.version, f"v{self.version}"}
         for index, spec in reversed(list(enumerate(self.outputs))):
             if spec.name.lower().startswith(PROBABILITIES_PREFIX) and spec.datatype.dtype.kind == "f":
                 self.probabilities_index = index
+
+    def as_arm(self, slot: int, variant: str) -> "Model":
+        """A copy under another slot, with the same session."""
+        return dataclasses.replace(self, slot=slot, variant=variant)
+
+    @property
+    def is_arm(self) -> bool:
+        return self.variant != DEFAULT_VARIANT
+
+    @property
+    def class_labels(self) -> tuple[str, ...]:
+        """The names of the classes that the probabilities are of; empty when unknown."""
+        if self.decision is not None and self.decision.labels:
+            return self.decision.labels
+        return self.outputs[self.probabilities_index].labels if self.probabilities_index >= 0 else ()
 
     @property
     def batchable(self) -> bool:

@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as pb
+from workers.decisions import verdict
 from workers.json_tensors import fed_shape, number_piece
 from workers.model import Model, Shape, TensorSpec
 from workers.named_inputs import decode_named_row, python_list
@@ -16,7 +17,6 @@ from workers.results import BatchResult
 from workers.shapes import common_rows, feature_count, resolve_row
 from workers.tensors import BOOL, BYTES, Array, Piece, text_array
 
-DEFAULT_VARIANT = "default"
 _FLOAT_KINDS = "fc"
 ONE_KIND_OF_INPUT = "send either features, or texts, or inputs"
 
@@ -79,7 +79,7 @@ def _parsed(kind: Any, message: bytes) -> Any:
 
 
 def _check_addressee(model: Model, request: Any) -> None:
-    if request.model_id != model.name or request.model_version not in ("", model.version):
+    if request.model_id != model.name or request.model_version not in model.version_names:
         raise InvalidInput("model_id and model_version must appear once in the message, and first", field="model_id")
 
 
@@ -185,7 +185,7 @@ class PredictForm:
             "model_id": result.model.name,
             "request_id": self.request_id or request_id.decode("ascii", "replace"),
             "model_version": result.model.version,
-            "variant": DEFAULT_VARIANT,
+            "variant": result.model.variant,
             "latency_ms": timings.total_us / 1000,
             "timestamp": utc_now(),
             "batch_size": timings.batch_size,
@@ -218,6 +218,7 @@ def fill_prediction(message: Any, result: BatchResult, row: int) -> None:
         probabilities = result.row_values(index)[row]
         message.probabilities.extend(probabilities)
         message.confidence = max(probabilities, default=0.0)  # type: ignore[type-var]
+        message.predicted_class, message.decision, message.threshold_used = verdict(model, probabilities)
 
 
 def stage_timings(timings: Timings) -> pb.StageTimings:

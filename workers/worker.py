@@ -1,6 +1,8 @@
 """The worker as the supervisor sees it: control messages in, reports out. The serving is in loop.py."""
 
 import base64
+import ctypes
+import gc
 import os
 from typing import Any
 
@@ -11,13 +13,27 @@ from nexus_grpc.ipc.stats import WorkerStats, WorkerWord, open_page
 from workers.link import FrontLink
 from workers.loader import LoadOrder, config_of, load_model, metadata_of
 from workers.loop import WorkerLoop
+from workers.model import Model
+from workers.predictions import prediction_labels
 from workers.session import available_providers, onnxruntime_version
+
+_malloc_trim = ctypes.CDLL(None).malloc_trim
+
+
+def give_memory_back() -> None:
+    """What a session held returns to the system: its objects may hang together in circles, and glibc keeps what is
+    freed."""
+    gc.collect()
+    _malloc_trim(0)
 
 
 class Worker:
     """Control messages:
 
     load    one model version; answered by `loaded` or `load_failed`
+    alias   the same version under another slot, as an experiment's arm; answered alike
+    unload  a slot: finish its requests and give its memory back; answered by `unloaded`
+    shadow  copies of a slot's batches are run on another's session from now on, or no longer
     attach  a front's segment, doorbell and side socket
     detach  a front is gone
     stop    finish the current batch and exit
@@ -32,6 +48,8 @@ class Worker:
         stats.gauge(WorkerWord.PID, os.getpid())
         stats.gauge(WorkerWord.GENERATION, hello["generation"])
         self._loop = WorkerLoop(Sleeper(self._bell), stats, self._report_bug)
+        # Metadata and configuration of what is loaded, by slot, for arms.
+        self._reports: dict[int, tuple[str, str]] = {}
         channel.send(
             {"type": "started", "onnxruntime": onnxruntime_version(), "providers": list(available_providers())}
         )
@@ -46,6 +64,12 @@ class Worker:
             kind = message["type"]
             if kind == "load":
                 self._load(message)
+            elif kind == "alias":
+                self._tell_loop(lambda message=message: self._alias(message))
+            elif kind == "unload":
+                self._tell_loop(lambda slot=message["slot"]: self._unload(slot))
+            elif kind == "shadow":
+                self._tell_loop(lambda message=message: self._shadow(message))
             elif kind == "attach":
                 link = FrontLink(message["front"], *descriptors)
                 self._tell_loop(lambda link=link: self._loop.attach(link))
@@ -68,15 +92,38 @@ class Worker:
             # Whatever a strange model file provokes, it must not take the worker's other models down.
             self._report_failure(order, ModelNotServable(f"{type(error).__name__}: {error}").message)
         else:
-            self._tell_loop(lambda: self._loop.add_model(model))
-            self._channel.send(
-                {
-                    "type": "loaded",
-                    "slot": order.slot,
-                    "metadata": base64.b64encode(metadata_of(model).SerializeToString()).decode(),
-                    "config": base64.b64encode(config_of(order, model).SerializeToString()).decode(),
-                }
-            )
+            metadata = base64.b64encode(metadata_of(model).SerializeToString()).decode()
+            config = base64.b64encode(config_of(order, model).SerializeToString()).decode()
+            self._reports[order.slot] = (metadata, config)
+            self._tell_loop(lambda: self._add(model))
+
+    # --- on the loop's thread ---
+
+    def _add(self, model: Model) -> None:
+        """From here on the loop takes requests for it: not before may the supervisor hear of it."""
+        self._loop.add_model(model)
+        metadata, config = self._reports[model.slot]
+        labels = prediction_labels(model)
+        report = {"type": "loaded", "slot": model.slot, "metadata": metadata, "config": config}
+        self._channel.send({**report, "prediction_labels": labels})
+
+    def _alias(self, message: dict[str, Any]) -> None:
+        base = self._loop.batcher.model_of(message["of"])
+        if base is None:
+            reason = "its version is not loaded in this worker"
+            self._channel.send({"type": "load_failed", "slot": message["slot"], "reason": reason})
+            return
+        self._reports[message["slot"]] = self._reports[message["of"]]
+        self._add(base.as_arm(message["slot"], message["variant"]))
+
+    def _unload(self, slot: int) -> None:
+        self._loop.remove_model(slot)
+        self._reports.pop(slot, None)
+        give_memory_back()
+        self._channel.send({"type": "unloaded", "slot": slot})
+
+    def _shadow(self, message: dict[str, Any]) -> None:
+        self._loop.shadows.set(message["slot"], message["candidate"], message["basis_points"])
 
     def _report_bug(self, text: str) -> None:
         self._channel.send({"type": "bug", "traceback": text})

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nexus_grpc.cli import doctor, envoy, health, models, predict, serve
+from nexus_grpc.cli import ab, doctor, envoy, health, models, predict, rollback, serve
 
 app = typer.Typer(
     name="nexus",
@@ -25,7 +25,9 @@ app.command("serve", context_settings=serve.CONTEXT_SETTINGS)(serve.serve)
 app.command("predict", context_settings=predict.CONTEXT_SETTINGS)(predict.predict)
 app.command("doctor")(doctor.doctor)
 app.command("health")(health.health)
+app.command("rollback")(rollback.rollback)
 app.add_typer(models.app, name="models")
+app.add_typer(ab.app, name="ab")
 app.add_typer(envoy.app, name="envoy")
 
 

@@ -68,5 +68,11 @@ def _print_answer(answer: "PredictResponse") -> None:
     if answer.probabilities:
         rows.append(("probabilities", ", ".join(f"{value:.4f}" for value in answer.probabilities)))
         rows.append(("confidence", f"{answer.confidence:.4f}"))
+    if answer.predicted_class:
+        rows.append(("class", answer.predicted_class))
+    if answer.decision:
+        rows.append(("decision", f"{answer.decision} (threshold {answer.threshold_used:g})"))
+    if answer.variant not in ("", "default"):
+        rows.append(("variant", answer.variant))
     rows += [("model version", answer.model_version), ("latency", f"{answer.latency_ms:.3f} ms")]
     print_table((answer.model_id, ""), rows)

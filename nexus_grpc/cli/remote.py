@@ -19,6 +19,8 @@ Timeout = Annotated[
     float, typer.Option("--timeout", min=0.001, metavar="SECONDS", help="How long to wait, in seconds.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+# For changes, which end when the models are loaded.
+CHANGE_SECONDS = 600.0
 
 _Answer = TypeVar("_Answer", bound="Message")
 
@@ -65,6 +67,23 @@ def call(
     )
     answer: _Answer = invoke(request, timeout=timeout)
     return answer
+
+
+def ask(address: str, method: str, request: "Message", answer_type: type[_Answer], timeout: float) -> _Answer:
+    """One unary call on a connection of its own. See `call` and `connected`.
+
+    Raises:
+        typer.Exit: it failed; its error has been printed.
+    """
+    with connected(address) as channel:
+        return call(channel, method, request, answer_type, timeout)
+
+
+def json_of(message: "Message") -> dict[str, Any]:
+    """A message as JSON with all its fields, by their names in proto/."""
+    from google.protobuf.json_format import MessageToDict
+
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 def describe(error: "grpc.RpcError", address: str) -> str:

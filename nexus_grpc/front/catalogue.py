@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nexus_grpc.ipc.errors import ModelUnavailable, UnknownModel
-from nexus_grpc.ipc.stats import ModelSnapshot, read_model
+from nexus_grpc.ipc.snapshots import ModelSnapshot
+from nexus_grpc.ipc.stats import read_model
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.pb.inference import model_config_pb2 as config_pb
 
@@ -22,6 +23,7 @@ class CatalogueEntry:
     state: str
     reason: str
     slot: int
+    version_name: str
     metadata: pb.ModelMetadataResponse | None
     config: config_pb.ModelConfig | None
 
@@ -38,6 +40,7 @@ def _entry(item: dict[str, Any]) -> CatalogueEntry:
         state=item["state"],
         reason=item["reason"],
         slot=item["slot"],
+        version_name=item.get("version_name", ""),
         metadata=pb.ModelMetadataResponse.FromString(base64.b64decode(item["metadata"])) if ready else None,
         config=config_pb.ModelConfig.FromString(base64.b64decode(item["config"])) if ready else None,
     )
@@ -48,11 +51,34 @@ class Catalogue:
 
     def __init__(self) -> None:
         self._entries: tuple[CatalogueEntry, ...] = ()
+        # Slots of experiments' arms by the slot of their version: requests to these count for the version, too.
+        self._arms: dict[int, tuple[int, ...]] = {}
+        # Model → the version that answers requests which name none ("" = none), where the supervisor says so.
+        self._serving: dict[str, str] = {}
+        self._candidates: dict[str, str] = {}
         self._pages: dict[int, memoryview] = {}
         self._lock = threading.Lock()
 
-    def replace(self, items: list[dict[str, Any]]) -> None:
-        self._entries = tuple(_entry(item) for item in items)
+    def replace(self, items: list[dict[str, Any]], traffic: dict[str, Any] | None = None) -> None:
+        """`items` and `traffic` are those of the `routes` message."""
+        entries = tuple(_entry(item) for item in items if not item.get("variant"))
+        arms: dict[int, tuple[int, ...]] = {}
+        for item in items:
+            if item.get("variant"):
+                arms[item["of"]] = (*arms.get(item["of"], ()), item["slot"])
+        self._arms = arms
+        self._serving = {name: policy["serving_version"] for name, policy in (traffic or {}).items()}
+        self._candidates = {name: policy.get("candidate_version", "") for name, policy in (traffic or {}).items()}
+        self._entries = entries
+
+    def serving_version(self, name: str) -> str:
+        """The version that answers requests which name none; empty when none does."""
+        ready = self.ready_versions(name)
+        return self._serving.get(name, ready[-1].version if ready else "")
+
+    def candidate_version(self, name: str) -> str:
+        """Of a running experiment; empty without one."""
+        return self._candidates.get(name, "")
 
     def add_page(self, worker: int, page: memoryview) -> None:
         """A worker's statistics page; a restarted worker goes on writing to its predecessor's."""
@@ -74,15 +100,14 @@ class Catalogue:
     def is_ready(self, name: str, version: str) -> bool:
         """False for an unknown model too, as Triton answers (core, InferenceServer::ModelIsReady)."""
         ready = self.ready_versions(name)
-        return any(entry.version == version for entry in ready) if version else bool(ready)
+        wanted = version or self.serving_version(name)
+        return bool(wanted) and any(wanted in (entry.version, entry.version_name) for entry in ready)
 
     def find(self, name: str, version: str) -> CatalogueEntry:
-        """A ready version; "" = the newest. Raises UnknownModel or ModelUnavailable."""
-        ready = self.ready_versions(name)
-        if not version and ready:
-            return ready[-1]
-        for entry in ready:
-            if entry.version == version:
+        """A ready version; "" = the one that answers requests without one. Raises UnknownModel or ModelUnavailable."""
+        wanted = version or self.serving_version(name)
+        for entry in self.ready_versions(name):
+            if wanted and wanted in (entry.version, entry.version_name):
                 return entry
         broken = [e for e in self._entries if e.name == name and (not version or version == e.version)]
         if broken:
@@ -94,6 +119,7 @@ class Catalogue:
         """Summed over all workers; None before any is there."""
         total: ModelSnapshot | None = None
         for page in self._pages.values():
-            snapshot = read_model(page, slot)
-            total = snapshot if total is None else total + snapshot
+            for each in (slot, *self._arms.get(slot, ())):
+                snapshot = read_model(page, each)
+                total = snapshot if total is None else total + snapshot
         return total

@@ -1,11 +1,13 @@
-"""The cold methods of inference.GRPCInferenceService: metadata, configuration, statistics, repository index.
+"""The cold methods of inference.GRPCInferenceService: metadata, configuration, statistics, the repository.
 
 Served by the stock grpc.server. Each function takes the request message and returns the answer, or raises NexusError.
 """
 
+import difflib
+import functools
 import importlib.metadata
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import grpc
 import structlog
@@ -13,26 +15,59 @@ from google.protobuf import message_factory
 from google.protobuf.message import Message
 
 from nexus_grpc.front.catalogue import Catalogue, CatalogueEntry
-from nexus_grpc.ipc.errors import Code, NexusError, Unsupported
+from nexus_grpc.front.supervised import Caller, Supervised, caller_of, forwarded
+from nexus_grpc.ipc.errors import Code, InvalidInput, NexusError, Unsupported
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY, status_bytes
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 
 SERVER_NAME = "nexus-grpc"
-EXTENSIONS = ("classification", "model_configuration", "model_repository(index)", "statistics", "binary_tensor_data")
+EXTENSIONS = (
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "statistics",
+    "binary_tensor_data",
+)
 NO_SHARED_MEMORY = "this server takes no shared memory from clients; send tensors in raw_input_contents"
-LATER = "loading and unloading at run time comes in a later version; restart the server to pick up models"
+ONE_REPOSITORY = "this server has one model repository, without a name; leave repository_name empty"
+NO_OVERRIDES = (
+    "parameter '{}' is not taken: this server serves what lies in its repository. Change config.pbtxt there, or upload "
+    "a new version (nexus.v1.Models/Upload)"
+)
 NO_SETTINGS = "this server has no trace or log settings to change at run time; see `nexus serve --help`"
 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 HOT = frozenset({"ModelInfer", "ModelStreamInfer"})
+# Triton's requests that the supervisor carries out, and the parameters that each takes.
+REPOSITORY_OPERATIONS = {
+    "RepositoryModelLoad": ("Repository.Load", frozenset[str]()),
+    "RepositoryModelUnload": ("Repository.Unload", frozenset({"unload_dependents"})),
+}
+UNLOADED = "UNLOADED"
+
+
+class Service(Protocol):
+    """A service of proto/: methods of its own by their names, and the supervisor's by `forward`."""
+
+    def forward(self, method: Any, request: Message, caller: Caller) -> Message: ...
 
 
 class InferenceService:
     """One method per cold RPC, named as in proto/inference/grpc_service.proto."""
 
-    def __init__(self, catalogue: Catalogue, is_serving: Callable[[], bool]) -> None:
+    def __init__(self, catalogue: Catalogue, is_serving: Callable[[], bool], supervised: Supervised) -> None:
         self._catalogue = catalogue
         self._is_serving = is_serving
+        self._supervised = supervised
+
+    def forward(self, method: Any, request: Message, caller: Caller) -> Message:
+        """RepositoryModelLoad and RepositoryModelUnload. Raises NexusError."""
+        operation, parameters = REPOSITORY_OPERATIONS[method.name]
+        _check_repository_request(request, parameters)
+        forwarded(self._supervised, operation, request, caller)
+        answer: Message = message_factory.GetMessageClass(method.output_type)()
+        return answer
 
     def ServerLive(self, request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:  # noqa: N802
         return pb.ServerLiveResponse(live=True)
@@ -92,17 +127,17 @@ class InferenceService:
         return stats
 
     def RepositoryIndex(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:  # noqa: N802
+        if request.repository_name:
+            raise Unsupported(ONE_REPOSITORY)
         response = pb.RepositoryIndexResponse()
         for entry in self._catalogue.entries:
             if entry.ready or not request.ready:
-                response.models.add(name=entry.name, version=entry.version, state=entry.state, reason=entry.reason)
+                # Triton knows no state UNLOADED: its clients see UNAVAILABLE with this reason.
+                state, reason = entry.state, entry.reason
+                if state == UNLOADED:
+                    state, reason = "UNAVAILABLE", "unloaded"
+                response.models.add(name=entry.name, version=entry.version, state=state, reason=reason)
         return response
-
-    def RepositoryModelLoad(self, request: pb.RepositoryModelLoadRequest) -> Message:  # noqa: N802
-        raise Unsupported(LATER)
-
-    def RepositoryModelUnload(self, request: pb.RepositoryModelUnloadRequest) -> Message:  # noqa: N802
-        raise Unsupported(LATER)
 
     def SystemSharedMemoryUnregister(self, request: pb.SystemSharedMemoryUnregisterRequest) -> Message:  # noqa: N802
         """perf_analyzer unregisters everything before it begins; there is nothing, so that is fine."""
@@ -143,16 +178,37 @@ def _present(message: Any) -> Any:
     return message
 
 
-def _handler(function: Callable[[Any], Message]) -> Callable[[Any, grpc.ServicerContext], Message]:
+def _check_repository_request(request: Any, known: frozenset[str]) -> None:
+    """Raises NexusError for what Triton's requests may ask and this server does not do."""
+    if request.repository_name:
+        raise Unsupported(ONE_REPOSITORY)
+    if not request.model_name:
+        raise InvalidInput("model_name is missing: it names the model", field="model_name")
+    for name in sorted(set(request.parameters) - known):
+        if name == "config" or name.startswith("file:"):
+            raise Unsupported(NO_OVERRIDES.format(name), reason="NO_OVERRIDES")
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known)) or 'none'}"
+        raise InvalidInput(f"unknown parameter '{name}'{hint}", field="parameters")
+    for name in sorted(set(request.parameters)):
+        if request.parameters[name].WhichOneof("parameter_choice") != "bool_param":
+            raise InvalidInput(f"parameter '{name}' must be a bool", field="parameters")
+
+
+def _handler(method: Any, service: Service) -> Callable[[Any, grpc.ServicerContext], Message]:
+    own = getattr(service, method.name, None)
+    remote = functools.partial(service.forward, method)
+
     def handle(request: Any, context: grpc.ServicerContext) -> Message:
         try:
-            return function(request)
+            answer: Message = own(request) if own is not None else remote(request, caller_of(context, "grpc"))
         except NexusError as error:
             abort(context, error)
         except Exception as error:
             # A bug of ours: the client learns that, the log learns what.
-            structlog.get_logger().error("cold method failed", method=function.__name__, exc_info=error)
-            abort(context, NexusError(f"internal error in {function.__name__}; see the server's log"))
+            structlog.get_logger().error("cold method failed", method=method.name, exc_info=error)
+            abort(context, NexusError(f"internal error in {method.name}; see the server's log"))
+        return answer
 
     return handle
 
@@ -164,11 +220,11 @@ def abort(context: grpc.ServicerContext, error: NexusError) -> NoReturn:
     context.abort(_STATUS[int(code)], error.message)
 
 
-def cold_handlers(service: object, descriptor: Any, hot: frozenset[str] = frozenset()) -> grpc.GenericRpcHandler:
+def cold_handlers(service: Service, descriptor: Any, hot: frozenset[str] = frozenset()) -> grpc.GenericRpcHandler:
     """Handlers for every method of a service but the hot ones, from the proto itself.
 
     Args:
-        service: has a method of its own for each, named like it.
+        service: has a method of its own, named like it, for each that the supervisor does not carry out.
         descriptor: the service's.
     """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -176,7 +232,7 @@ def cold_handlers(service: object, descriptor: Any, hot: frozenset[str] = frozen
         if method.name not in hot:
             request_class = message_factory.GetMessageClass(method.input_type)
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-                _handler(getattr(service, method.name)),
+                _handler(method, service),
                 request_deserializer=request_class.FromString,
                 response_serializer=lambda message: message.SerializeToString(),
             )

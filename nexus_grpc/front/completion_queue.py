@@ -362,15 +362,18 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
         request_id = request_id_of(event.invocation_metadata, self._ids)
         deadline_ns = monotonic_deadline_ns(event.call_details.deadline, now_ns)
         if hot.streaming:
-            self._open_stream(hot, call, request_id, deadline_ns)
+            self._open_stream(hot, call, event.invocation_metadata, request_id, deadline_ns)
         else:
             self._core_choice.arrived(hot.flight is HttpFlight)
             flight = hot.flight(call, hot.method, request_id, deadline_ns, now_ns)
+            if self._dispatcher.routes.reads_metadata:
+                flight.metadata = event.invocation_metadata
             call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), flight)
 
-    def _open_stream(self, hot: _HotMethod, call: Any, request_id: bytes, deadline_ns: int) -> None:
+    def _open_stream(self, hot: _HotMethod, call: Any, metadata: Any, request_id: bytes, deadline_ns: int) -> None:
         transport = _StreamCall(call, request_id)
         stream = Stream(self._dispatcher, transport, hot.method, request_id, deadline_ns, self._stream_window)
+        stream.metadata = metadata
         self._streams.add(transport)
         self._dispatcher.streams_open = len(self._streams)
         transport.open(stream)

@@ -10,12 +10,13 @@ Other threads leave a command.
 
 import collections
 import contextlib
-import ctypes
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from nexus_grpc.front.flight import Flight, fail_with
+from nexus_grpc.front.large_messages import LargeMessages
 from nexus_grpc.front.lingering import Lingering
 from nexus_grpc.front.link import ANSWERS_PUBLISHED, ANSWERS_RELEASED, WorkerLink
 from nexus_grpc.front.routes import Route, RouteTable
@@ -38,7 +39,6 @@ WATCH_AFTER_NS = 100_000_000
 STRIKES_MAX = 2
 # Flights that may wait to be written into the statistics while there is work.
 SETTLE_EVERY = 64
-_malloc_trim = ctypes.CDLL(None).malloc_trim
 
 Finished = Callable[[Flight, int, int], None]
 
@@ -87,9 +87,7 @@ class Dispatcher:
         self._respawn_wait_ns = respawn_wait_ns
         # Flights that are answered and not yet in the statistics and the log: flight, code, total_ns.
         self._ended: list[tuple[Flight, int, int]] = []
-        self._oversize_bytes = 0
-        self._oversize_bytes_max = in_flight_bytes_max
-        self._oversize_ended = False
+        self._large = LargeMessages(in_flight_bytes_max)
         self._lingering = Lingering()
         self._running = True
 
@@ -101,7 +99,7 @@ class Dispatcher:
         ring_by_hand(self._bell)
 
     def stop(self) -> None:
-        self.command(self._stop)
+        self.command(lambda: setattr(self, "_running", False))
 
     def run(self) -> None:
         """The egress thread: sleep until rung, then take the turn."""
@@ -140,15 +138,14 @@ class Dispatcher:
         """With nothing to do: whether to look again, as answers are due any moment (lingering.py)."""
         return self.in_flight() > 0 and self._lingering.again()
 
-    def _stop(self) -> None:
-        self._running = False
-
     # --- requests ---
 
     def submit(self, flight: Flight) -> None:
         """Route a flight and put it into a worker's ring; refuse it at once when that cannot be."""
         try:
             route = self.routes.find(flight.message)
+            if route.split is not None:
+                route = route.split.choose(flight)
             flight.route = route
             flight.slot = route.slot
             links = route.links
@@ -156,7 +153,7 @@ class Dispatcher:
             if link is None:
                 return self._wait_for_worker(flight)
             if len(flight.message) > link.message_inline_max:
-                self._count_oversize(flight)
+                self._large.admit(flight)
             if not link.send_nowait(flight):
                 raise _overloaded(route)
         except NexusError as error:
@@ -185,14 +182,6 @@ class Dispatcher:
 
     def in_flight(self) -> int:
         return sum([len(link.flights) for link in self._links]) + len(self._waiting)
-
-    def _count_oversize(self, flight: Flight) -> None:
-        """Raises Overloaded when large messages already take all the memory that they may."""
-        size = len(flight.message)
-        if self._oversize_bytes and self._oversize_bytes + size > self._oversize_bytes_max:
-            raise Overloaded(f"{self._oversize_bytes} bytes of large messages are in flight; try again later")
-        self._oversize_bytes += size
-        flight.oversize_bytes = size
 
     # --- answers ---
 
@@ -224,7 +213,7 @@ class Dispatcher:
             elif code == 0 and not flags:
                 flight.succeed(payload)
                 if flight.oversize_bytes:
-                    self._release_oversize(flight)
+                    self._large.release(flight)
                 ended.append((flight, 0, now_ns - flight.arrived_ns))
             else:
                 self._finish_odd(link, flight, code, flags, payload, message_length)
@@ -245,7 +234,7 @@ class Dispatcher:
                 return
             payload = mapping[:]
             mapping.close()
-            self._oversize_ended = True
+            self._large.answered()
             self._stats.count(FrontWord.OVERSIZE)
         if code == 0:
             flight.succeed(payload)
@@ -264,13 +253,8 @@ class Dispatcher:
     def _account(self, flight: Flight, code: int) -> None:
         """Every flight ends here, or beside a success in _take_from, once."""
         if flight.oversize_bytes:
-            self._release_oversize(flight)
+            self._large.release(flight)
         self._ended.append((flight, code, time.monotonic_ns() - flight.arrived_ns))
-
-    def _release_oversize(self, flight: Flight) -> None:
-        self._oversize_bytes -= flight.oversize_bytes
-        self._oversize_ended = True
-        flight.message = b""
 
     def _settle(self) -> None:
         """Write down the flights that have ended: many at once, as code that runs now and then runs cold, and costs
@@ -278,6 +262,8 @@ class Dispatcher:
         completed, sampled = self._stats.completed, self._sampled
         for flight, code, total_ns in self._ended:
             completed(flight.slot, flight.method, code, total_ns)
+            if self.routes.measures:
+                self.routes.observe(flight, total_ns)
             if sampled(code):
                 self._finished(flight, code, total_ns)
         self._ended.clear()
@@ -300,9 +286,7 @@ class Dispatcher:
         self._stats.gauge(FrontWord.IN_FLIGHT, self.in_flight())
         self._stats.gauge(FrontWord.STREAMS_OPEN, self.streams_open)
         self._settle()
-        if self._oversize_ended:
-            self._oversize_ended = False
-            _malloc_trim(0)
+        self._large.trim()
 
     def _expire(self, link: WorkerLink, flight: Flight) -> None:
         del link.flights[flight.sequence]
@@ -331,6 +315,13 @@ class Dispatcher:
         waiting, self._waiting = self._waiting, collections.deque()
         for flight in waiting:
             self._dispatch_again(flight)
+
+    def replace_routes(self, catalogue: list[dict[str, Any]], traffic: dict[str, Any]) -> None:
+        """Take over the supervisor's table. What ended before counts for the slots' earlier owners."""
+        self._settle()
+        for slot in self.routes.replace(catalogue, traffic):
+            self._stats.reset(slot)
+        self.relink()
 
     def relink(self) -> None:
         """Give every route the live links of its workers (after a new table or a new link)."""
@@ -375,20 +366,30 @@ class Dispatcher:
         self.refuse(flight, InferenceFailed(message, reason="WORKER_CRASHED"))
 
     def _dispatch_again(self, flight: Flight) -> None:
-        route = self.routes.routes.get(flight.slot)
-        link = route.pick() if route is not None else None
+        try:
+            route = self._route_again(flight)
+        except NexusError as error:
+            self.refuse(flight, error)
+            return
+        link = route.pick()
         if link is None:
             self._wait_for_worker(flight)
         elif not link.send_nowait(flight):
             self.refuse(flight, _overloaded(route))
 
+    def _route_again(self, flight: Flight) -> Route:
+        """The flight's route as it is now; another one when its version is gone meanwhile. Raises NexusError."""
+        known, route = flight.route, self.routes.routes.get(flight.slot)
+        if route is None or not isinstance(known, Route) or route.incarnation != known.incarnation:
+            route = flight.route = self.routes.route_of(flight)
+            flight.slot = route.slot
+        return route
+
     def _wait_for_worker(self, flight: Flight) -> None:
         """Keep a flight until a worker for it is attached."""
         flight.link = None
-        route = self.routes.routes.get(flight.slot)
-        if route is None:
-            self.refuse(flight, ModelUnavailable("the model was unloaded; try again"))
-        elif len(self._waiting) >= self._waiting_max:
+        route = flight.route if isinstance(flight.route, Route) else None
+        if len(self._waiting) >= self._waiting_max:
             self.refuse(flight, _overloaded(route))
         else:
             self._waiting.append(flight)

@@ -1,9 +1,12 @@
 """A request between its arrival and its answer."""
 
 import abc
+from collections.abc import Iterable
 
 from nexus_grpc.ipc.errors import NexusError
 from nexus_grpc.ipc.rich_errors import status_bytes
+
+Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class Flight(abc.ABC):
@@ -11,6 +14,7 @@ class Flight(abc.ABC):
 
     Attributes:
         request_id: ASCII.
+        metadata: the call's headers, where an experiment needs them; else empty.
         message: the client's bytes, kept until the answer so that a request can be dispatched again.
         deadline_ns, arrived_ns: CLOCK_MONOTONIC; deadline 0 = none.
         slot: model-version slot, 0 until routed.
@@ -25,6 +29,7 @@ class Flight(abc.ABC):
         "deadline_ns",
         "link",
         "message",
+        "metadata",
         "method",
         "oversize_bytes",
         "request_id",
@@ -41,6 +46,7 @@ class Flight(abc.ABC):
         self.deadline_ns = deadline_ns
         self.arrived_ns = arrived_ns
         self.message = b""
+        self.metadata: Metadata = ()
         self.slot = 0
         self.sequence = 0
         self.strikes = 0

@@ -22,15 +22,20 @@ from nexus_grpc.front.public_api import THREADS, public_server
 from nexus_grpc.front.reflection import Health, add_reflection
 from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.routes import Route
+from nexus_grpc.front.supervised import SupervisedCalls
+from nexus_grpc.front.traffic_service import TrafficService
+from nexus_grpc.front.upload import upload_handlers
 from nexus_grpc.ipc.control import ControlChannel, Message
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.stats import FrontStats, FrontWord, open_page
 from nexus_grpc.pb.inference import grpc_service_pb2
-from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2
+from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2, traffic_pb2
 from nexus_grpc.settings import Settings
 
 # Threads for the cold methods; health and reflection streams hold one each.
-COLD_THREADS = 16
+COLD_THREADS = 24
+# Received by upload.py.
+STREAMED = frozenset({"Upload"})
 KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 STREAMS_PER_CONNECTION = 1024
@@ -41,7 +46,8 @@ LOOKAHEAD_BYTES = 4 << 20
 class Front:
     """Control messages:
 
-    routes   the catalogue: what is ready, where
+    routes   the catalogue: what is ready, where, and what answers requests that name no version; answered by `routed`
+    returned, raised   the end of a `call` (supervised.py)
     attach   a worker's segment, doorbell, side socket and statistics page
     detach   a worker died
     listen   bind the port (and Envoy's socket, if there is an Envoy) and serve; answered by `ready` or `failed`
@@ -80,18 +86,23 @@ class Front:
         self._server = self._build_server()
         self._health = Health(self._server)
         add_reflection(self._server)
+        self._supervised = SupervisedCalls(channel)
         self._add_cold_methods()
 
     def _add_cold_methods(self) -> None:
-        inference = InferenceService(self._catalogue, lambda: self._serving)
-        models = ModelsService(self._catalogue)
+        supervised, serving = self._supervised, lambda: self._serving
+        inference = InferenceService(self._catalogue, serving, supervised)
+        models = ModelsService(self._catalogue, supervised)
+        traffic = TrafficService(supervised)
         started_at_s = psutil.Process(os.getppid()).create_time()
-        system = SystemService(self._catalogue, lambda: self._serving, lambda: len(self._workers), started_at_s)
+        system = SystemService(self._catalogue, serving, lambda: len(self._workers), started_at_s, supervised)
         handlers = (
             cold_handlers(inference, grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"], HOT),
-            cold_handlers(models, models_pb2.DESCRIPTOR.services_by_name["Models"]),
+            cold_handlers(models, models_pb2.DESCRIPTOR.services_by_name["Models"], STREAMED),
+            cold_handlers(traffic, traffic_pb2.DESCRIPTOR.services_by_name["Traffic"]),
             cold_handlers(system, system_pb2.DESCRIPTOR.services_by_name["System"]),
-            cold_rest_handlers(RestService(self._catalogue, models, system), self._ids),
+            cold_rest_handlers(RestService(self._catalogue, models, system, traffic), self._ids),
+            *upload_handlers(self._settings, supervised, self._ids),
         )
         self._server.add_generic_rpc_handlers(handlers)
 
@@ -138,6 +149,8 @@ class Front:
             kind = message["type"]
             if kind == "routes":
                 self._take_routes(message)
+            elif kind in ("returned", "raised"):
+                self._supervised.answered(message)
             elif kind == "attach":
                 self._attach(message, descriptors)
             elif kind == "detach":
@@ -153,11 +166,12 @@ class Front:
                 threading.Thread(target=self._drain, args=(message["seconds"],), daemon=True, name="drain").start()
 
     def _take_routes(self, message: Message) -> None:
-        self._catalogue.replace(message["catalogue"])
+        self._catalogue.replace(message["catalogue"], message["traffic"])
 
         def replace() -> None:
-            self._dispatcher.routes.replace(message["catalogue"])
-            self._dispatcher.relink()
+            self._dispatcher.replace_routes(message["catalogue"], message["traffic"])
+            # From now on no request goes to a version that is not in the table: the supervisor may unload it.
+            self._channel.send({"type": "routed", "epoch": message["epoch"]})
 
         self._dispatcher.command(replace)
         if self._serving:

@@ -1,4 +1,8 @@
-"""nexus.v1.Models and nexus.v1.System: what REST's GET routes answer, typed. Each method raises NexusError."""
+"""nexus.v1.Models and nexus.v1.System. Each method raises NexusError.
+
+What a front knows by itself it answers: one method each, named as in proto/. Everything else is the supervisor's:
+`forward`, for which cold_methods.py and cold_rest.py ask where there is no method of that name.
+"""
 
 import datetime
 import importlib.metadata
@@ -6,7 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from google.protobuf.message import Message
+
 from nexus_grpc.front.catalogue import Catalogue
+from nexus_grpc.front.supervised import Caller, Supervised, forward
 from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable, UnknownModel
 from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2
 
@@ -32,16 +39,20 @@ SERVER_NAME = "nexus-grpc"
 class ModelsService:
     """nexus.v1.Models."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, supervised: Supervised) -> None:
         self._catalogue = catalogue
+        self._supervised = supervised
+
+    def forward(self, method: Any, request: Message, caller: Caller) -> Message:
+        """A method that the supervisor carries out."""
+        return forward(self._supervised, method, request, caller)
 
     def List(self, request: models_pb2.ListModelsRequest) -> models_pb2.ListModelsResponse:  # noqa: N802
         names = sorted(self._catalogue.names())
         return models_pb2.ListModelsResponse(models=[self._listed(name) for name in names], count=len(names))
 
     def _listed(self, name: str) -> models_pb2.ModelEntry:
-        ready = self._catalogue.ready_versions(name)
-        version = ready[-1].version if ready else ""
+        version = self._catalogue.serving_version(name)
         return models_pb2.ModelEntry(id=name, name=name, version=version, path=path_of(name, version))
 
     def Info(self, request: models_pb2.ModelInfoRequest) -> models_pb2.ModelInfo:  # noqa: N802
@@ -51,9 +62,12 @@ class ModelsService:
         known = [entry for entry in self._catalogue.entries if entry.name == name]
         if not known:
             raise UnknownModel(f"Request for unknown model: '{name}' is not found")
-        ready = self._catalogue.ready_versions(name)
-        shown = ready[-1] if ready else known[-1]
-        versions = [models_pb2.VersionInfo(version=e.version, state=e.state, reason=e.reason) for e in known]
+        serving = self._catalogue.serving_version(name)
+        shown = next((entry for entry in known if entry.version == serving and entry.ready), known[-1])
+        versions = [
+            models_pb2.VersionInfo(version=e.version, state=e.state, reason=e.reason, version_name=e.version_name)
+            for e in known
+        ]
         info = models_pb2.ModelInfo(id=name, name=name, version=shown.version, state=shown.state, versions=versions)
         info.path = path_of(name, shown.version)
         if shown.metadata is not None and shown.config is not None:
@@ -78,11 +92,20 @@ class SystemService:
         is_serving: Callable[[], bool],
         worker_count: Callable[[], int],
         started_at_s: float,
+        supervised: Supervised,
     ) -> None:
         self._catalogue = catalogue
         self._is_serving = is_serving
         self._worker_count = worker_count
         self._started_at_s = started_at_s
+        self._supervised = supervised
+
+    def forward(self, method: Any, request: Message, caller: Caller) -> Message:
+        """Reload: the supervisor says which versions answer; which server this is, we know."""
+        answer = forward(self._supervised, method, request, caller)
+        assert isinstance(answer, system_pb2.VersionResponse), "Reload answers as Version does"
+        answer.server_version = server_version()
+        return answer
 
     def Health(self, request: system_pb2.HealthRequest) -> system_pb2.HealthResponse:  # noqa: N802
         now = datetime.datetime.now(datetime.UTC)
@@ -108,8 +131,11 @@ class SystemService:
     def Version(self, request: system_pb2.VersionRequest) -> system_pb2.VersionResponse:  # noqa: N802
         response = system_pb2.VersionResponse(server_version=server_version())
         for name in sorted(self._catalogue.names()):
-            ready = self._catalogue.ready_versions(name)
-            response.models.add(model=name, current_version=ready[-1].version if ready else "")
+            response.models.add(
+                model=name,
+                current_version=self._catalogue.serving_version(name),
+                candidate_version=self._catalogue.candidate_version(name),
+            )
         return response
 
 

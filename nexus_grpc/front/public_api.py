@@ -91,6 +91,7 @@ class HotHandlers(grpc.GenericRpcHandler):
 
     def _answered(self, flight: PublicFlight, context: grpc.ServicerContext) -> PublicFlight:
         context.add_callback(lambda: None if flight.done.is_set() else self._abandon(flight))
+        flight.metadata = context.invocation_metadata() or ()
         with self._dispatcher.turn:
             self._dispatcher.submit(flight)
         flight.done.wait()

@@ -1,24 +1,33 @@
 """From the first bytes of a message to the workers that can answer it.
 
 The table is replaced whole when the supervisor sends a new one (an attribute store, so readers never see half of it).
-A lookup costs one slice and two dictionary reads.
+A lookup costs one slice and two dictionary reads; one more, in a table of buckets, where an experiment splits a model's
+traffic (split.py).
 """
 
 import dataclasses
 from typing import Any
 
+from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.link import WorkerLink
+from nexus_grpc.front.split import Split
 from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable, NexusError, UnknownModel
 from nexus_grpc.ipc.wire import LENGTH_DELIMITED, WireError, fields
 
 # Protobuf tags of field 1 and field 2 as strings: model_name/model_id and model_version in every hot request.
 NAME_TAG, VERSION_TAG = 0x0A, 0x12
 ONE_BYTE_LENGTH_MAX = 0x7F
+# How much a new latency counts in a link's average (TCP's smoothed round-trip time: RFC 6298, alpha = 1/8).
+LATENCY_WEIGHT = 1 / 8
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Route:
-    """One model version that is ready. `links` are the live workers that hold it."""
+    """One model version that is ready. `links` are the live workers that hold it.
+
+    `incarnation` tells it from what had its slot before. `split` is set on the route of requests that name no version,
+    while an experiment runs.
+    """
 
     slot: int
     name: str
@@ -26,6 +35,11 @@ class Route:
     workers: frozenset[int]
     links: tuple[WorkerLink, ...] = ()
     turn: int = 0
+    incarnation: int = 0
+    split: Split | None = None
+
+    # Whether observe() wants to be told.
+    measures = False
 
     def pick(self) -> WorkerLink | None:
         """The less busy of two workers, taken in turn ("power of two choices"); None while there is none."""
@@ -39,13 +53,56 @@ class Route:
         one, other = links[turn], links[turn - 1]
         return one if len(one.flights) <= len(other.flights) else other
 
+    def observe(self, link: object, total_ns: int) -> None:
+        """A request ended after so long."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class RoundRobinRoute(Route):
+    """Takes the workers in turn."""
+
+    def pick(self) -> WorkerLink | None:
+        links = self.links
+        if not links:
+            return None
+        self.turn = turn = (self.turn + 1) % len(links)
+        return links[turn]
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class LeastLatencyRoute(Route):
+    """Takes the worker that would answer first: its average latency times what it has in flight. Who has not been
+    tried yet comes first."""
+
+    latencies_ns: dict[int, float] = dataclasses.field(default_factory=dict)
+
+    measures = True
+
+    def pick(self) -> WorkerLink | None:
+        known = self.latencies_ns.get
+        return min(self.links, key=lambda link: known(link.worker, 0.0) * (len(link.flights) + 1), default=None)
+
+    def observe(self, link: object, total_ns: int) -> None:
+        if isinstance(link, WorkerLink):
+            known = self.latencies_ns.get(link.worker, float(total_ns))
+            self.latencies_ns[link.worker] = known + (total_ns - known) * LATENCY_WEIGHT
+
+
+BALANCES: dict[str, type[Route]] = {
+    "least_busy": Route,
+    "round_robin": RoundRobinRoute,
+    "least_latency": LeastLatencyRoute,
+}
+
 
 @dataclasses.dataclass(slots=True)
 class ModelRoutes:
-    """A model's versions; "" is the newest ready one. `unready` gives the reason why a known version is not."""
+    """A model's versions; "" is what requests that name none get. `unready` gives the reason why a known version is
+    not ready, `names` what else versions are called."""
 
     versions: dict[bytes, Route]
     unready: dict[bytes, str]
+    names: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
 
 
 class RouteTable:
@@ -54,31 +111,54 @@ class RouteTable:
     def __init__(self) -> None:
         self._models: dict[bytes, ModelRoutes] = {}
         self.routes: dict[int, Route] = {}
+        # Whether an experiment is sticky by a header, so that flights must keep theirs.
+        self.reads_metadata = False
+        # Whether a route wants to be told how long requests took.
+        self.measures = False
 
-    def replace(self, catalogue: list[dict[str, Any]]) -> None:
-        """Take over the supervisor's catalogue (see supervisor/catalogue.py)."""
-        models: dict[bytes, ModelRoutes] = {}
+    def replace(self, catalogue: list[dict[str, Any]], traffic: dict[str, Any] | None = None) -> list[int]:
+        """Take over the supervisor's catalogue and traffic (see supervisor/catalogue.py, supervisor/routing.py).
+
+        Returns the slots that have another model version or variant than before: their statistics begin anew.
+        """
+        traffic = traffic or {}
+        old = self.routes
         routes: dict[int, Route] = {}
+        models: dict[bytes, ModelRoutes] = {}
         for entry in catalogue:
-            name = entry["name"]
-            model = models.setdefault(name.encode(), ModelRoutes({}, {}))
-            version = entry["version"]
-            if entry["state"] != "READY":
-                model.unready[version.encode()] = entry["reason"] or entry["state"].lower()
-                continue
-            old = self.routes.get(entry["slot"])
-            links = old.links if old else ()
-            route = Route(entry["slot"], name, version, frozenset(entry["workers"]), links)
-            routes[route.slot] = route
-            model.versions[version.encode()] = route
-            newest = model.versions.get(b"")
-            if newest is None or int(version) > int(newest.version):
-                model.versions[b""] = route
+            policy = traffic.get(entry["name"], {})
+            model = models.setdefault(entry["name"].encode(), ModelRoutes({}, {}))
+            if entry["state"] == "READY":
+                route = routes[entry["slot"]] = _route(entry, policy, old.get(entry["slot"]))
+                if not entry.get("variant"):
+                    _add_version(model, route, entry.get("version_name", ""), policy)
+            elif not entry.get("variant"):
+                model.unready[entry["version"].encode()] = entry["reason"] or entry["state"].lower()
+        for name, policy in traffic.items():
+            if name.encode() in models:
+                _add_default(models[name.encode()], policy, routes)
         self.routes = routes
         self._models = models
+        self.measures = any(route.measures for route in routes.values())
+        splits = [model.versions[b""].split for model in models.values() if b"" in model.versions]
+        self.reads_metadata = any(split.reads_metadata for split in splits if split is not None)
+        return [slot for slot, route in routes.items() if slot not in old or not _is_same(old[slot], route)]
+
+    def observe(self, flight: Flight, total_ns: int) -> None:
+        """A request ended; its route may learn from how long it took."""
+        if isinstance(flight.route, Route) and flight.route.measures:
+            flight.route.observe(flight.link, total_ns)
+
+    def route_of(self, flight: Flight) -> Route:
+        """The route of a hot request. Raises UnknownModel, ModelUnavailable or InvalidInput."""
+        route = self.find(flight.message)
+        if route.split is not None:
+            chosen: Route = route.split.choose(flight)
+            return chosen
+        return route
 
     def find(self, message: bytes) -> Route:
-        """The route of a hot request. Raises UnknownModel, ModelUnavailable or InvalidInput."""
+        """The route that a request names. Raises UnknownModel, ModelUnavailable or InvalidInput."""
         length = len(message)
         if length > 2 and message[0] == NAME_TAG and message[1] <= ONE_BYTE_LENGTH_MAX:
             end = 2 + message[1]
@@ -97,8 +177,10 @@ class RouteTable:
         """The same for messages whose fields come in another order, and for everything that is wrong."""
         name, version = read_name_and_version(message)
         model = self._models.get(name)
-        if model is not None and version in model.versions:
-            return model.versions[version]
+        if model is not None:
+            version = model.names.get(version, version)
+            if version in model.versions:
+                return model.versions[version]
         raise self._refusal(name.decode("utf-8", "replace"), version.decode("utf-8", "replace"), model)
 
     def _refusal(self, name: str, version: str, model: ModelRoutes | None) -> NexusError:
@@ -107,12 +189,54 @@ class RouteTable:
         if model is None:
             return UnknownModel(f"Request for unknown model: '{name}' is not found")
         reason = model.unready.get(version.encode()) or next(iter(model.unready.values()), "")
+        reason = reason or "no version of it answers requests that name none"
         if version and version.encode() not in model.unready:
             known = ", ".join(sorted(v.decode() for v in (*model.versions, *model.unready) if v))
             return UnknownModel(
                 f"Request for unknown model: '{name}' version {version} is not found; there is: {known or 'none'}"
             )
         return ModelUnavailable(f"model '{name}' is not ready: {reason}")
+
+
+def _is_same(one: Route, other: Route) -> bool:
+    return one.incarnation == other.incarnation
+
+
+def _route(entry: dict[str, Any], policy: dict[str, Any], old: Route | None) -> Route:
+    kind = BALANCES[policy.get("balance") or "least_busy"]
+    route = kind(
+        entry["slot"],
+        entry["name"],
+        entry["version"],
+        frozenset(entry["workers"]),
+        incarnation=entry.get("incarnation", 0),
+    )
+    if old is not None and _is_same(old, route):
+        route.links = old.links
+        if isinstance(route, LeastLatencyRoute) and isinstance(old, LeastLatencyRoute):
+            route.latencies_ns = old.latencies_ns
+    return route
+
+
+def _add_version(model: ModelRoutes, route: Route, version_name: str, policy: dict[str, Any]) -> None:
+    model.versions[route.version.encode()] = route
+    model.names[b"v" + route.version.encode()] = route.version.encode()
+    if version_name:
+        model.names[version_name.encode()] = route.version.encode()
+    newest = model.versions.get(b"")
+    if not policy and (newest is None or int(route.version) > int(newest.version)):
+        model.versions[b""] = route
+
+
+def _add_default(model: ModelRoutes, policy: dict[str, Any], routes: dict[int, Route]) -> None:
+    """What requests that name no version get: an experiment's split, else the serving version, else nothing."""
+    serving = routes.get(policy.get("serving", 0))
+    arms = [routes.get(slot, serving) for slot in policy.get("arms", ())]
+    if arms and all(arm is not None for arm in arms) and arms[0] is not None:
+        split = Split(arms, policy["assignment"], policy["salt"], policy.get("sticky"))
+        model.versions[b""] = dataclasses.replace(arms[0], split=split)
+    elif serving is not None:
+        model.versions[b""] = serving
 
 
 def read_name_and_version(message: bytes) -> tuple[bytes, bytes]:

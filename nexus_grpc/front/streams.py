@@ -11,7 +11,7 @@ import collections
 from collections.abc import Callable
 from typing import Protocol
 
-from nexus_grpc.front.flight import Flight
+from nexus_grpc.front.flight import Flight, Metadata
 from nexus_grpc.ipc.errors import Code
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.wire import length_prefix
@@ -45,6 +45,7 @@ class StreamFlight(Flight):
     def __init__(self, stream: "Stream", message: bytes, now_ns: int) -> None:
         super().__init__(stream.method, stream.request_id, stream.deadline_ns, now_ns)
         self.message = message
+        self.metadata = stream.metadata
         self.stream = stream
         self.answer: bytes | None = None
 
@@ -75,6 +76,7 @@ class Stream:
         self.method = method
         self.request_id = request_id
         self.deadline_ns = deadline_ns
+        self.metadata: Metadata = ()
         self._dispatcher = dispatcher
         self._transport = transport
         self._window = window

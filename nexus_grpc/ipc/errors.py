@@ -9,6 +9,10 @@
     ├── Unsupported                 UNIMPLEMENTED        a call this server does not offer
     ├── ModelUnavailable            UNAVAILABLE          the model or its worker is not ready (retry later)
     ├── ModelNotServable            FAILED_PRECONDITION  the model in the repository cannot be loaded or configured
+    ├── AlreadyExists               ALREADY_EXISTS       an upload or a record for what is there already
+    ├── StateConflict               FAILED_PRECONDITION  not in this state, such as no experiment running
+    ├── TooLarge                    RESOURCE_EXHAUSTED   a file over its limit
+    ├── StorageFailed               UNAVAILABLE          the disk or the registry did not take a change; nothing changed
     └── InferenceFailed             INTERNAL             ONNX Runtime failed, or the request killed its workers
 
 Workers raise these without importing grpc; `Code` carries gRPC's numbers (grpc/status.h).
@@ -115,3 +119,23 @@ class ModelNotServable(NexusError):
 class InferenceFailed(NexusError):
     code = Code.INTERNAL
     reason = "INFERENCE_FAILED"
+
+
+class AlreadyExists(NexusError):
+    code = Code.ALREADY_EXISTS
+    reason = "ALREADY_EXISTS"
+
+
+class StateConflict(NexusError):
+    code = Code.FAILED_PRECONDITION
+    reason = "STATE_CONFLICT"
+
+
+class TooLarge(NexusError):
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "TOO_LARGE"
+
+
+class StorageFailed(NexusError):
+    code = Code.UNAVAILABLE
+    reason = "STORAGE_FAILED"

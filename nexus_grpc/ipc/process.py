@@ -23,9 +23,14 @@ class ParentGone(SystemExit):
     """The supervisor died before the child could tie itself to it."""
 
 
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent's thread that made it ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def start_child(role: str, index: int, supervisor_pid: int, cpus: list[int]) -> None:
     """Make this process a well-behaved child. Raises ParentGone when the supervisor is gone already."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != supervisor_pid:  # it died between our start and the prctl
         raise ParentGone(1)
     # Ctrl-C reaches the whole process group; only the supervisor decides how its children stop.

@@ -2,7 +2,7 @@
 
 A page is a sparse memfd of u64 words: a header for the process, then MODEL_SLOTS slots for the models.
 
-    worker page   WorkerWord header | slot 0 | ...    slot: 4 latency histograms, batch sizes, counters
+    worker page   WorkerWord header | slot 0 | ...    slot: 4 latency histograms, batch sizes, counters, predictions
     front page    FrontWord header | slot 0 | ...     slot: requests[Method][Code], total latency histogram
     histogram     one word per bound (not cumulative), one for values above all bounds, then the sum of the values
 
@@ -19,17 +19,17 @@ clients can't create series.
 import enum
 import fcntl
 import mmap
-import operator
 import os
 import sys
 from bisect import bisect_left
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import accumulate
 from time import time_ns
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from nexus_grpc.ipc.errors import CODE_COUNT
 from nexus_grpc.ipc.record import Method
+from nexus_grpc.ipc.snapshots import FrontModelSnapshot, FrontSnapshot, Histogram, ModelSnapshot, WorkerSnapshot
 
 MODEL_SLOTS = 256
 UNKNOWN_MODEL_SLOT = 0
@@ -45,31 +45,13 @@ LATENCY_BOUNDS_NS = (*(us * 1_000 for us in _BOUNDS_US), *(int(s * 1e9) for s in
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 LATENCY_BUCKETS = len(LATENCY_BOUNDS_NS) + 1
 BATCH_BUCKETS = len(BATCH_BOUNDS) + 1
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """Counts per bucket (not cumulative; the last one is above all bounds) and the sum of the values."""
-
-    buckets: tuple[int, ...]
-    sum: int
-
-    @property
-    def count(self) -> int:
-        return sum(self.buckets)
-
-    def cumulative(self) -> tuple[int, ...]:
-        """How many values are at most each bound; the last is the count (Prometheus' `le` buckets)."""
-        return tuple(accumulate(self.buckets))
-
-    def __add__(self, other: "Histogram") -> "Histogram":
-        return Histogram(tuple(map(operator.add, self.buckets, other.buckets)), self.sum + other.sum)
+PREDICTION_BUCKETS = 16
 
 
 class PageKind(enum.IntEnum):
     """Which process writes a page; the value stands in its first word (ASCII name and layout version)."""
 
-    WORKER = int.from_bytes(b"NXWORK\0\1", "big")
+    WORKER = int.from_bytes(b"NXWORK\0\2", "big")
     FRONT = int.from_bytes(b"NXFRNT\0\2", "big")
 
 
@@ -104,80 +86,6 @@ class FrontWord(enum.IntEnum):
     OVERSIZE = enum.auto()
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSnapshot:
-    """A worker page's header, field for word (see WorkerWord)."""
-
-    heartbeat_ns: int
-    busy_since_ns: int
-    pid: int
-    generation: int
-    request_ring_bytes: int
-    response_ring_bytes: int
-    batches: int
-    template_hits: int
-    template_misses: int
-
-
-@dataclass(frozen=True, slots=True)
-class FrontSnapshot:
-    """A front page's header; field for word, see FrontWord."""
-
-    pid: int
-    in_flight: int
-    streams_open: int
-    late_replies: int
-    redispatched: int
-    poisoned: int
-    ring_full: int
-    cancelled: int
-    deadline_passed: int
-    oversize: int
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSnapshot:
-    """A model as workers saw it, field for word. `a + b` joins workers (or versions of a model).
-
-    Rows are batch_size.sum and executions batch_size.count; every request has a queue time. As in Triton's statistics,
-    compute_*_ns count a batch's time once for each of the batch's requests; the histograms count it once.
-    """
-
-    queue: Histogram
-    assembly: Histogram
-    inference: Histogram
-    serialisation: Histogram
-    batch_size: Histogram
-    compute_count: int  # requests in executed batches
-    compute_input_ns: int
-    compute_infer_ns: int
-    compute_output_ns: int
-    last_inference_ns: int  # since the epoch; 0 = never
-    success_count: int
-    success_ns: int
-    fail_count: int
-    fail_ns: int
-    expired: int
-    cancelled: int
-
-    def __add__(self, other: "ModelSnapshot") -> "ModelSnapshot":
-        joined = {name: getattr(self, name) + getattr(other, name) for name in self.__slots__}
-        joined["last_inference_ns"] = max(self.last_inference_ns, other.last_inference_ns)
-        return ModelSnapshot(**joined)
-
-
-@dataclass(frozen=True, slots=True)
-class FrontModelSnapshot:
-    """A model as fronts saw it: requests[method][code] and the time from arrival to the end. `a + b` joins fronts."""
-
-    requests: tuple[tuple[int, ...], ...]
-    total: Histogram
-
-    def __add__(self, other: "FrontModelSnapshot") -> "FrontModelSnapshot":
-        requests = tuple(tuple(map(operator.add, *rows)) for rows in zip(self.requests, other.requests, strict=True))
-        return FrontModelSnapshot(requests, self.total + other.total)
-
-
 HeaderWord = TypeVar("HeaderWord", WorkerWord, FrontWord)
 
 
@@ -194,7 +102,8 @@ _PARTS = (*(_LATENCY_WORDS,) * 4, _BATCH_WORDS)
 _QUEUE, _ASSEMBLY, _INFERENCE, _SERIALISATION, _BATCH_SIZE, _COUNTERS = accumulate(_PARTS, initial=0)
 _COUNTER_NAMES = tuple(field.name for field in fields(ModelSnapshot) if field.type is int)
 WORKER_HEADER_WORDS = _line_aligned(len(WorkerWord))
-WORKER_SLOT_WORDS = _line_aligned(_COUNTERS + len(_COUNTER_NAMES))
+_PREDICTIONS = _COUNTERS + len(_COUNTER_NAMES)
+WORKER_SLOT_WORDS = _line_aligned(_PREDICTIONS + PREDICTION_BUCKETS)
 
 # Front slot, relative to its start: requests by method and code, then the total latency.
 _TOTAL = len(Method) * CODE_COUNT
@@ -206,7 +115,7 @@ _SIZES: dict[int, tuple[int, int]] = {
 }
 _PAGE_WORDS = {kind: header + MODEL_SLOTS * slot for kind, (header, slot) in _SIZES.items()}
 # The sums of the layout, checked once: a changed enum or bound shows here and needs a new layout version in PageKind.
-assert _SIZES == {PageKind.WORKER: (16, 104), PageKind.FRONT: (16, 192)}
+assert _SIZES == {PageKind.WORKER: (16, 128), PageKind.FRONT: (16, 192)}
 
 _QUEUE_SUM, _ASSEMBLY_SUM, _INFERENCE_SUM, _SERIALISATION_SUM, _TOTAL_SUM = (
     start + LATENCY_BUCKETS for start in (_QUEUE, _ASSEMBLY, _INFERENCE, _SERIALISATION, _TOTAL)
@@ -215,7 +124,8 @@ _BATCH_SIZE_SUM = _BATCH_SIZE + BATCH_BUCKETS
 _COMPUTE_COUNT, _INPUT_NS, _INFER_NS, _OUTPUT_NS, _LAST_NS, *_ENDINGS = range(
     _COUNTERS, _COUNTERS + len(_COUNTER_NAMES)
 )
-_SUCCESS_COUNT, _SUCCESS_NS, _FAIL_COUNT, _FAIL_NS, _EXPIRED, _CANCELLED = _ENDINGS
+_SUCCESS_COUNT, _SUCCESS_NS, _FAIL_COUNT, _FAIL_NS, _EXPIRED, _CANCELLED, *_SHADOWS = _ENDINGS
+_COMPARED, _DISAGREED, _SHADOW_ERRORS, _DROPPED, _PRIMARY_NS, _CANDIDATE_NS = _SHADOWS
 # As plain integers: an enum member costs two attribute look-ups.
 _HEARTBEAT_NS, _BUSY_SINCE_NS, _BATCHES = map(
     int, (WorkerWord.HEARTBEAT_NS, WorkerWord.BUSY_SINCE_NS, WorkerWord.BATCHES)
@@ -287,6 +197,12 @@ class _Writer(Generic[HeaderWord]):
         """Sets a gauge of the header."""
         self._words[word] = value
 
+    def reset(self, slot: int) -> None:
+        """Another model version gets the slot: its counts begin anew."""
+        words = self._slots[slot]
+        for index in range(len(words)):
+            words[index] = 0
+
 
 class WorkerStats(_Writer[WorkerWord]):
     """The writer of a worker's page; one thread only. Slots are 0..MODEL_SLOTS-1; times are nanoseconds, not negative.
@@ -346,6 +262,29 @@ class WorkerStats(_Writer[WorkerWord]):
         words[_FAIL_COUNT] += requests
         words[_FAIL_NS] += ns
 
+    def predicted(self, slot: int, counts: list[int]) -> None:
+        """Answers by prediction bucket."""
+        words = self._slots[slot]
+        for bucket, count in enumerate(counts):
+            if count:
+                words[_PREDICTIONS + bucket] += count
+
+    def shadowed(self, slot: int, rows: int, disagreed: int, primary_ns: int, candidate_ns: int) -> None:
+        """A shadow ran a copy of a batch."""
+        words = self._slots[slot]
+        words[_COMPARED] += rows
+        words[_DISAGREED] += disagreed
+        words[_PRIMARY_NS] += primary_ns
+        words[_CANDIDATE_NS] += candidate_ns
+
+    def shadow_failed(self, slot: int) -> None:
+        """A shadow failed on a batch."""
+        self._slots[slot][_SHADOW_ERRORS] += 1
+
+    def shadow_dropped(self, slot: int) -> None:
+        """A batch was not copied to the shadow."""
+        self._slots[slot][_DROPPED] += 1
+
     def expired(self, slot: int) -> None:
         """One request's deadline had passed when the worker took it."""
         self._slots[slot][_EXPIRED] += 1
@@ -385,7 +324,8 @@ def read_model(words: memoryview, slot: int) -> ModelSnapshot:
     starts = (_QUEUE, _ASSEMBLY, _INFERENCE, _SERIALISATION)
     queue, assembly, inference, serialisation = (_histogram(slot_words, at, LATENCY_BUCKETS) for at in starts)
     batch_size = _histogram(slot_words, _BATCH_SIZE, BATCH_BUCKETS)
-    counters = slot_words[_COUNTERS : _COUNTERS + len(_COUNTER_NAMES)]
+    counters: list[Any] = slot_words[_COUNTERS : _COUNTERS + len(_COUNTER_NAMES)]
+    counters.append(tuple(slot_words[_PREDICTIONS : _PREDICTIONS + PREDICTION_BUCKETS]))
     return ModelSnapshot(queue, assembly, inference, serialisation, batch_size, *counters)
 
 

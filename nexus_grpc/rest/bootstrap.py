@@ -30,6 +30,7 @@ class EnvoyOptions:
         cors_origins: origins whose pages may call; "*" for all.
         max_body_bytes: longer bodies are 413.
         timeout_s: a request that takes longer is 504.
+        upload_timeout_s: the same for uploads, and for all that waits for models to be loaded.
         access_log: the file of the JSON access log; none when empty.
         access_log_sample: share of the requests with a status below 400 that are logged, 0 to 1.
     """
@@ -44,6 +45,7 @@ class EnvoyOptions:
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 64 << 20
     timeout_s: float = 60.0
+    upload_timeout_s: float = 900.0
     access_log: str = "/dev/stderr"
     access_log_sample: float = 1.0
 
@@ -58,7 +60,8 @@ def render_bootstrap(options: EnvoyOptions) -> dict[str, Any]:
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     manager["local_reply_config"] = local_reply_config()
     manager["access_log"] = access_log(options.access_log, options.access_log_sample)
-    manager["route_config"]["virtual_hosts"] = [virtual_host(options.timeout_s, options.cors_origins)]
+    host = virtual_host(options.timeout_s, max(options.timeout_s, options.upload_timeout_s), options.cors_origins)
+    manager["route_config"]["virtual_hosts"] = [host]
     manager["route_config"]["max_direct_response_body_size_bytes"] = DIRECT_BODY_MAX_BYTES
     transcoder = next(each for each in manager["http_filters"] if each["name"].endswith("grpc_json_transcoder"))
     transcoder["typed_config"]["proto_descriptor_bin"] = base64.b64encode(

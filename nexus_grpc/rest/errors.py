@@ -24,13 +24,15 @@ HTTP_STATUS = {
     Code.UNAVAILABLE: 503,
     Code.UNAUTHENTICATED: 401,
 }
+# Where HTTP tells more than gRPC's code: by ErrorInfo.reason.
+HTTP_STATUS_BY_REASON = {"TOO_LARGE": 413, "MODEL_REFUSED": 422}
 # json_format needs the details' descriptors in protobuf's default pool.
 assert error_details_pb2.DESCRIPTOR is not None
 
 
-def http_status(code: int) -> int:
-    """500 for what has no status of its own."""
-    return HTTP_STATUS.get(Code(code), 500)
+def http_status(code: int, reason: str = "") -> int:
+    """By the error's reason, else by its code; 500 for what has no status of its own."""
+    return HTTP_STATUS_BY_REASON.get(reason) or HTTP_STATUS.get(Code(code), 500)
 
 
 def error_body(code: int, message: str, request_id: str, status: bytes = b"") -> bytes:

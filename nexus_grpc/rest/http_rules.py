@@ -8,9 +8,17 @@ from typing import Any
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 
-from nexus_grpc.pb.nexus.v1 import inference_pb2, models_pb2, rest_pb2, system_pb2
+from nexus_grpc.pb.nexus.v1 import inference_pb2, models_pb2, rest_pb2, system_pb2, traffic_pb2
 
-FILES = (inference_pb2.DESCRIPTOR, models_pb2.DESCRIPTOR, system_pb2.DESCRIPTOR, rest_pb2.DESCRIPTOR)
+FILES = (
+    inference_pb2.DESCRIPTOR,
+    models_pb2.DESCRIPTOR,
+    traffic_pb2.DESCRIPTOR,
+    system_pb2.DESCRIPTOR,
+    rest_pb2.DESCRIPTOR,
+)
+# What a POST to these asks for changes nothing.
+PREDICTING = frozenset({"Inference", "Rest"})
 VERBS = ("get", "put", "post", "delete", "patch")
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
 
@@ -48,6 +56,12 @@ class HttpMethod:
     # What the path or the query string carries, in the order of the twin's field numbers.
     parameters: tuple[str, ...]
     has_body: bool
+    # Those of `parameters` that are in no path.
+    query: tuple[str, ...] = ()
+    # The body comes in pieces, as multipart/form-data; any other body is JSON.
+    client_streaming: bool = False
+    # It changes the server: models, records, traffic.
+    is_change: bool = False
 
 
 def http_methods(files: Iterable[Any] = FILES) -> tuple[HttpMethod, ...]:
@@ -61,7 +75,7 @@ def http_methods(files: Iterable[Any] = FILES) -> tuple[HttpMethod, ...]:
             for method in service.methods:
                 rule = _rule(method)
                 if rule is not None:
-                    found.append(_http_method(service.name + method.name, method, rule))
+                    found.append(_http_method(service.name, method, rule))
     return tuple(found)
 
 
@@ -71,18 +85,36 @@ def _rule(method: Any) -> Any:
     return options.Extensions[annotations_pb2.http] if options.HasExtension(annotations_pb2.http) else None
 
 
-def _http_method(name: str, method: Any, rule: Any) -> HttpMethod:
+def _http_method(service: str, method: Any, rule: Any) -> HttpMethod:
+    name = service + method.name
     rules = (rule, *rule.additional_bindings)
     bindings = tuple(_binding(name, each) for each in rules)
     bodies = {each.body for each in rules}
     if bodies not in ({""}, {"*"}):
         raise ValueError(f"{name}: the body must be the whole message or nothing, in all bindings alike: {bodies}")
     has_body = bodies == {"*"}
-    longest = max(bindings, key=lambda binding: len(binding.parameters))
+    in_paths = tuple(dict.fromkeys(parameter for binding in bindings for parameter in binding.parameters))
     # Without a body, what is not in the path is in the query string.
-    fields = [] if has_body else [field.name for field in method.input_type.fields]
-    parameters = tuple(dict.fromkeys((*longest.parameters, *fields)))
-    return HttpMethod(name, bindings, parameters, has_body)
+    fields = () if has_body else [field.name for field in method.input_type.fields]
+    return HttpMethod(
+        name,
+        bindings,
+        parameters=tuple(dict.fromkeys((*in_paths, *fields))),
+        has_body=has_body,
+        query=tuple(field for field in fields if field not in in_paths),
+        client_streaming=_is_client_streaming(name, method, has_body, in_paths),
+        is_change=service not in PREDICTING and any(binding.verb != "GET" for binding in bindings),
+    )
+
+
+def _is_client_streaming(name: str, method: Any, has_body: bool, in_paths: tuple[str, ...]) -> bool:
+    description = descriptor_pb2.MethodDescriptorProto()
+    method.CopyToProto(description)
+    if description.server_streaming:
+        raise ValueError(f"{name}: a stream of answers has no form in HTTP here")
+    if description.client_streaming and (in_paths or not has_body):
+        raise ValueError(f"{name}: what comes in pieces is all in the body, without parameters")
+    return description.client_streaming
 
 
 def _binding(name: str, rule: Any) -> Binding:

@@ -5,18 +5,28 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from nexus_grpc.rest.http_rules import Binding, http_methods
+from nexus_grpc.rest.http_rules import Binding, HttpMethod, http_methods
 from nexus_grpc.rest.local_replies import REQUEST_ID
 from nexus_grpc.rest.planned import PLANNED
 from nexus_grpc.rest.static_files import StaticFile, static_files
 
 JSON_TYPE = "(?i)application/json[ \\t]*(;.*)?"
+FORM_TYPE = "(?i)multipart/form-data[ \\t]*(;.*)?"
+_NOT_JSON = "the body must be JSON; send it with Content-Type: application/json"
+_NOT_A_FORM = "the body must be a form (Content-Type: multipart/form-data) with the model as `file`, and `id`"
 # gRPC and gRPC-web clients may use the same port. The twin (nexus.http.v1) is not among them.
 GRPC_PREFIXES = ("/nexus.v1.", "/inference.", "/grpc.")
 METRICS_PATHS = ("/metrics", "/metrics/json")
-# A path's own parameters must not be given a second time (the last one counts in protobuf), nor a body in pieces.
-_NO_QUERY = {"name": ":path", "string_match": {"contains": "?"}, "invert_match": True}
-_HAS_QUERY = {**_NO_QUERY, "invert_match": False}
+# Browsers say what kind of page has a request made. Those that don't yet say which, at least.
+_FROM_ELSEWHERE = {"name": "sec-fetch-site", "string_match": {"safe_regex": {"regex": "cross-site|same-site"}}}
+_FROM_UNKNOWN = {"name": "sec-fetch-site", "present_match": True, "invert_match": True}
+_FROM_A_PAGE = {"name": "origin", "present_match": True}
+_FOREIGN = "pages of other origins may not change this server; cors_origins names those that may"
+# A body of unknown length may come all the same (Envoy shows no transfer-encoding here): the front reads it as JSON.
+_NO_BODY = (
+    {"name": "content-type", "present_match": True, "invert_match": True},
+    {"name": "content-length", "string_match": {"safe_regex": {"regex": "0?"}}, "treat_missing_header_as_empty": True},
+)
 _IS_GRPC = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
 _PREVIOUS_HOSTS = "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
 _ANY = {"safe_regex": {"regex": ".*"}}
@@ -34,20 +44,33 @@ _PAGE_HEADERS = {
 
 @dataclasses.dataclass(frozen=True)
 class _Answer:
-    """A route that answers, and what its requests must have: a JSON body, no query string."""
+    """A route that answers, and what its requests must have: a body of some type, or no query string.
+
+    Attributes:
+        body_type: a regular expression for the content type; empty where there is no body.
+        body_optional: a request without a body and a content type is fine, too.
+        query: the only names that the query string may have; None for any (Envoy refuses those that the twin has not).
+    """
 
     binding: Binding
     action: dict[str, Any]
-    has_body: bool = False
-    no_query: bool = False
+    body_type: str = ""
+    body_optional: bool = False
+    query: tuple[str, ...] | None = None
 
 
-def virtual_host(timeout_s: float, cors_origins: tuple[str, ...]) -> dict[str, Any]:
-    """All routes. The first that matches wins: exact paths stand before templates, refusals last."""
+def virtual_host(timeout_s: float, change_timeout_s: float, cors_origins: tuple[str, ...]) -> dict[str, Any]:
+    """All routes. The first that matches wins: exact paths stand before templates, refusals last.
+
+    Args:
+        timeout_s: how long a request may take.
+        change_timeout_s: how long one may take that changes the server: an upload, a load.
+        cors_origins: whose pages may call.
+    """
     host: dict[str, Any] = {
         "name": "rest",
         "domains": ["*"],
-        "routes": [*_preflights(cors_origins), *_routes(timeout_s)],
+        "routes": [*_preflights(cors_origins), *_routes(timeout_s, change_timeout_s, cors_origins)],
         # Where the server gave none: static files, metrics, a front that is away.
         "response_headers_to_add": [_header("x-request-id", REQUEST_ID, "ADD_IF_ABSENT")],
         "response_headers_to_remove": ["grpc-accept-encoding"],
@@ -69,35 +92,77 @@ def _preflights(origins: tuple[str, ...]) -> Iterable[dict[str, Any]]:
         yield {"match": {"prefix": "/", "headers": headers}, "route": {"cluster": "fronts"}, **_UNTOUCHED}
 
 
-def _routes(timeout_s: float) -> Iterable[dict[str, Any]]:
-    transcoded = [
-        _Answer(binding, _to_fronts(timeout_s), method.has_body, bool(binding.parameters) or method.has_body)
-        for method in http_methods()
-        for binding in method.bindings
-    ]
+def _routes(timeout_s: float, change_timeout_s: float, cors_origins: tuple[str, ...]) -> Iterable[dict[str, Any]]:
+    methods = http_methods()
+    answers = [answer for method in methods if not method.is_change for answer in _transcoded(method, timeout_s)]
     metrics = {"route": {"cluster": "metrics", "timeout": f"{timeout_s:g}s"}, **_UNTOUCHED}
-    answers = [*transcoded, *(_Answer(Binding("GET", path), metrics) for path in METRICS_PATHS)]
+    answers += [_Answer(Binding("GET", path), metrics) for path in METRICS_PATHS]
     answers += [_Answer(binding, _refusal(501, text)) for binding, text in PLANNED]
     for file in static_files():
         answers += [_Answer(Binding(verb, file.path), _static(file)) for verb in ("GET", "HEAD")]
-    # Exact before template: /models/info before /models/{id}.
-    answers.sort(key=lambda answer: not answer.binding.is_exact)
-    for answer in answers:
-        yield {"match": _match(answer), **answer.action}
+    # Behind the others, so that predictions need not be held against them first.
+    changes = [answer for method in methods if method.is_change for answer in _transcoded(method, change_timeout_s)]
+    yield from _served(answers)
     for prefix in GRPC_PREFIXES:
         yield {"match": {"prefix": prefix, "headers": [_IS_GRPC]}, **_to_fronts(0), **_UNTOUCHED}
-    yield from _refusals(answers)
+    yield from _foreign_pages(changes, cors_origins)
+    yield from _served(changes)
+    yield from _refusals([*answers, *changes])
     yield {"match": {"prefix": "/"}, **_refusal(404, "no such path; GET /docs lists the routes")}
+
+
+def _transcoded(method: HttpMethod, timeout_s: float) -> Iterable[_Answer]:
+    body_type = "" if not method.has_body else FORM_TYPE if method.client_streaming else JSON_TYPE
+    for binding in method.bindings:
+        yield _Answer(
+            binding,
+            _to_fronts(timeout_s),
+            body_type,
+            body_optional=method.is_change and not method.client_streaming,
+            query=method.query if binding.parameters or method.has_body else None,
+        )
+
+
+def _served(answers: list[_Answer]) -> Iterable[dict[str, Any]]:
+    # Exact before template: /models/info before /models/{id}.
+    for answer in sorted(answers, key=lambda answer: not answer.binding.is_exact):
+        yield {"match": {**_path_match(answer.binding), "headers": _wanted(answer)}, **answer.action}
+        if answer.body_type and answer.body_optional:
+            headers = [_verb_is(answer.binding.verb), *_query_fits(answer), *_NO_BODY]
+            yield {"match": {**_path_match(answer.binding), "headers": headers}, **answer.action}
+
+
+def _foreign_pages(changes: list[_Answer], cors_origins: tuple[str, ...]) -> Iterable[dict[str, Any]]:
+    """Refusals of what a page from elsewhere has its visitor's browser send: forms need no permission to be sent.
+
+    Source: https://cheatsheetseries.owasp.org/cheatsheets/Cross-Site_Request_Forgery_Prevention_Cheat_Sheet.html
+    """
+    if "*" in cors_origins:
+        return
+    strangers = [
+        {
+            "name": "origin",
+            "string_match": {"exact": origin},
+            "invert_match": True,
+            "treat_missing_header_as_empty": True,
+        }
+        for origin in cors_origins
+    ]
+    for answer in changes:
+        for signs in ([_FROM_ELSEWHERE], [_FROM_A_PAGE, _FROM_UNKNOWN]):
+            headers = [_verb_is(answer.binding.verb), *signs, *strangers]
+            yield {"match": {**_path_match(answer.binding), "headers": headers}, **_refusal(403, _FOREIGN)}
 
 
 def _refusals(answers: list[_Answer]) -> Iterable[dict[str, Any]]:
     """For each path: where the verb was right, what was wrong beside it; 405 for any other verb."""
     for answer in answers:
         path, verb = _path_match(answer.binding), _verb_is(answer.binding.verb)
-        if answer.no_query:
-            yield {"match": {**path, "headers": [verb, _HAS_QUERY]}, **_refusal(400, "no query parameters here")}
-        if answer.has_body:
-            text = "the body must be JSON; send it with Content-Type: application/json"
+        if answer.query is not None:
+            text = f"query parameters here: {', '.join(answer.query)}" if answer.query else "no query parameters here"
+            yield {"match": {**path, "headers": [verb, *_query_fits(answer, False)]}, **_refusal(400, text)}
+        if answer.body_type:
+            text = _NOT_A_FORM if answer.body_type == FORM_TYPE else _NOT_JSON
             yield {"match": {**path, "headers": [verb]}, **_refusal(415, text)}
     verbs: dict[str, set[str]] = {}
     for answer in answers:
@@ -109,13 +174,25 @@ def _refusals(answers: list[_Answer]) -> Iterable[dict[str, Any]]:
         yield route
 
 
-def _match(answer: _Answer) -> dict[str, Any]:
-    headers = [_verb_is(answer.binding.verb)]
-    if answer.no_query:
-        headers.append(_NO_QUERY)
-    if answer.has_body:
-        headers.append({"name": "content-type", "string_match": {"safe_regex": {"regex": JSON_TYPE}}})
-    return {**_path_match(answer.binding), "headers": headers}
+def _wanted(answer: _Answer) -> list[dict[str, Any]]:
+    headers = [_verb_is(answer.binding.verb), *_query_fits(answer)]
+    if answer.body_type:
+        headers.append({"name": "content-type", "string_match": {"safe_regex": {"regex": answer.body_type}}})
+    return headers
+
+
+def _query_fits(answer: _Answer, fits: bool = True) -> list[dict[str, Any]]:
+    """Whether its query string is as it may be, as a condition on the path; none where Envoy's transcoder sees to that.
+
+    A path's own parameters must not be given a second time (the last one counts in protobuf), nor a body in pieces.
+    """
+    if answer.query is None:
+        return []
+    if not answer.query:
+        return [{"name": ":path", "string_match": {"contains": "?"}, "invert_match": fits}]
+    one = f"({'|'.join(answer.query)})=[^&]*"
+    allowed = f"[^?]*([?]{one}(&{one})*)?"
+    return [{"name": ":path", "string_match": {"safe_regex": {"regex": allowed}}, "invert_match": not fits}]
 
 
 def _verb_is(verb: str) -> dict[str, Any]:

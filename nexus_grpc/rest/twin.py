@@ -11,6 +11,10 @@ HTTP rule, whose body is a google.api.HttpBody: the bytes as they came. The serv
     }
     rpc RestV2Infer(RestV2InferRequest) returns (google.api.HttpBody)
 
+A body that comes in pieces (an upload) is a stream of HttpBody; the first has the content type:
+
+    rpc ModelsUpload(stream google.api.HttpBody) returns (google.api.HttpBody)
+
 The twin is made from the annotations: there is no second list of routes.
 """
 
@@ -39,7 +43,8 @@ def descriptor_set(methods: Iterable[HttpMethod] | None = None) -> descriptor_pb
     file.dependency.extend(["google/api/annotations.proto", "google/api/httpbody.proto"])
     service = file.service.add(name="Http")
     for method in http_methods() if methods is None else methods:
-        _add_request(file, method)
+        if not method.client_streaming:
+            _add_request(file, method)
         _add_method(service, method)
     imported = (descriptor_pb2, any_pb2, http_pb2, annotations_pb2, httpbody_pb2)
     files = [descriptor_pb2.FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb) for module in imported]
@@ -67,9 +72,11 @@ def _add_request(file: descriptor_pb2.FileDescriptorProto, method: HttpMethod) -
 
 def _add_method(service: descriptor_pb2.ServiceDescriptorProto, method: HttpMethod) -> None:
     added = service.method.add(name=method.name, input_type=f".{PACKAGE}.{method.name}Request", output_type=_HTTP_BODY)
+    if method.client_streaming:
+        added.input_type, added.client_streaming = _HTTP_BODY, True
     rule = added.options.Extensions[annotations_pb2.http]
     for number, binding in enumerate(method.bindings):
         target = rule.additional_bindings.add() if number else rule
         setattr(target, binding.verb.lower(), binding.template)
         if method.has_body:
-            target.body = "body"
+            target.body = "*" if method.client_streaming else "body"

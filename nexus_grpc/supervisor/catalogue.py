@@ -1,44 +1,76 @@
-"""Which model versions there are, where they are to live, and how far they have got. The supervisor is its only writer.
+"""Which model versions are in memory, or on the way there, and where. The supervisor is its only writer.
 
-version:  LOADING ──▶ READY          (at least one worker holds it)
-             └──────▶ UNAVAILABLE    (with the reason)
+    version:  LOADING ──▶ READY ──▶ (retiring) ──▶ gone
+                 └──────▶ UNAVAILABLE    (with the reason)
+
+Each version in memory has a slot: its number in rings, routing tables and statistics. An experiment's arm is a slot of
+its own, which shares the version's session (`of`): so each arm has its own queue, batches and statistics, which begin
+with the experiment. Slots are used again; `incarnation` tells one owner of a slot from the next. A version that is
+loaded anew (its file changed) gets a slot beside the old one.
 """
 
 import base64
+import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from nexus_grpc.ipc.errors import ModelNotServable
 from nexus_grpc.ipc.stats import MODEL_SLOTS
 from nexus_grpc.repository import ModelEntry
 
-LOADING, READY, UNAVAILABLE = "LOADING", "READY", "UNAVAILABLE"
+LOADING, READY, UNAVAILABLE, UNLOADED = "LOADING", "READY", "UNAVAILABLE", "UNLOADED"
 # A version that takes its worker down this often while loading is not tried again.
 LOAD_CRASHES_MAX = 2
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class Version:
-    """One version of one model. `workers` is where it is to be loaded, `held_by` where it is."""
+    """One version of one model, or an experiment's arm of it.
+
+    Attributes:
+        entry: the model as the repository had it when this was made.
+        slot, incarnation: see above; slot 0 for what was never given one.
+        workers: where it is to be loaded; `held_by`: where it is.
+        variant, of: the arm's name and the slot that it shares a session with; empty and 0 for a plain version.
+        fingerprint: of the model's files, to see that they have changed.
+        version_name: what its uploader called it, if that was no number.
+        retiring: it gets no more requests, and is on its way out.
+        pending: workers that have not answered yet whether they could load it.
+    """
 
     entry: ModelEntry
     version: str
     path: str
     slot: int
     workers: frozenset[int]
+    incarnation: int = 0
+    variant: str = ""
+    of: int = 0
+    fingerprint: str = ""
     state: str = LOADING
     reason: str = ""
     metadata: str = ""
     config: str = ""
+    prediction_labels: tuple[str, ...] = ()
     held_by: set[int] = dataclasses.field(default_factory=set)
+    pending: set[int] = dataclasses.field(default_factory=set)
     load_crashes: int = 0
+    retiring: bool = False
+    version_name: str = ""
 
     @property
     def name(self) -> str:
         return self.entry.name
 
+    @property
+    def number(self) -> int:
+        return int(self.version or 0)
+
     def load_order(self, default_max_batch_size: int) -> dict[str, Any]:
         """The control message that has a worker load it."""
+        if self.variant:
+            return {"type": "alias", "slot": self.slot, "of": self.of, "variant": self.variant}
         config = self.entry.config
         return {
             "type": "load",
@@ -51,6 +83,8 @@ class Version:
             "labels": dict(self.entry.labels),
             "warmup_files": {name: str(path) for name, path in self.entry.warmup_files.items()},
             "default_max_batch_size": default_max_batch_size,
+            "variant": "",
+            "version_name": self.version_name,
         }
 
     def as_message(self) -> dict[str, Any]:
@@ -58,9 +92,13 @@ class Version:
         return {
             "name": self.name,
             "version": self.version,
+            "version_name": self.version_name,
             "state": self.state,
             "reason": self.reason,
             "slot": self.slot,
+            "incarnation": self.incarnation,
+            "variant": self.variant,
+            "of": self.of,
             "workers": sorted(self.held_by),
             "metadata": self.metadata,
             "config": self.config,
@@ -89,74 +127,132 @@ def place(entries: Sequence[ModelEntry], shared: int) -> Placement:
 
 
 class Catalogue:
-    """All versions, by slot."""
+    """All versions that have a slot, and what else is shown of models: broken ones, unloaded versions."""
 
-    def __init__(self, entries: Sequence[ModelEntry], placement: Placement) -> None:
+    def __init__(self, placement: Placement) -> None:
         self._placement = placement
-        self.versions: list[Version] = []
-        for number, entry in enumerate(entries):
-            workers = self._workers_of(entry, number)
-            for item in entry.versions:
-                self._add(entry, str(item.version), str(item.path.resolve()), workers)
-            if not entry.versions:
-                self._add(entry, "", "", frozenset())
-                self.versions[-1].state = UNAVAILABLE
-                self.versions[-1].reason = entry.error or "the model has no versions"
+        self._by_slot: dict[int, Version] = {}
+        # Slot 0 counts requests for unknown models. First in, first out: a slot rests as long as possible.
+        self._free = collections.deque(range(1, MODEL_SLOTS))
+        self._incarnation = 0
+        # What is not in memory, by model: shown, never routed to.
+        self._shown: dict[str, list[Version]] = {}
+        # Models in the order in which they came, for placing those with few instances.
+        self._numbers: dict[str, int] = {}
 
-    def _add(self, entry: ModelEntry, version: str, path: str, workers: frozenset[int]) -> None:
-        slot = len(self.versions) + 1  # slot 0 counts requests for unknown models
-        added = Version(entry, version, path, slot, workers)
-        if slot >= MODEL_SLOTS:
-            added.slot, added.state = 0, UNAVAILABLE
-            added.reason = f"the server holds at most {MODEL_SLOTS - 1} model versions"
-        self.versions.append(added)
+    @property
+    def versions(self) -> list[Version]:
+        """Those with a slot, arms included, and those that are only shown."""
+        return [*self._by_slot.values(), *(version for shown in self._shown.values() for version in shown)]
 
-    def _workers_of(self, entry: ModelEntry, number: int) -> frozenset[int]:
+    def add(self, entry: ModelEntry, version: str, path: str, fingerprint: str = "", version_name: str = "") -> Version:
+        """A version to be loaded. Raises ModelNotServable when there is no slot, or no worker that it may live in."""
+        workers = self._workers_of(entry)
+        return self._put(Version(entry, version, path, 0, workers, fingerprint=fingerprint, version_name=version_name))
+
+    def add_arm(self, base: Version, variant: str) -> Version:
+        """An arm over a version in memory. Raises ModelNotServable when there is no slot."""
+        arm = Version(base.entry, base.version, base.path, 0, base.workers, variant=variant, of=base.slot)
+        arm.prediction_labels = base.prediction_labels
+        return self._put(arm)
+
+    def _put(self, version: Version) -> Version:
+        if not self._free:
+            raise ModelNotServable(f"the server holds at most {MODEL_SLOTS - 1} model versions; unload one first")
+        self._incarnation += 1
+        version.slot, version.incarnation = self._free.popleft(), self._incarnation
+        self._by_slot[version.slot] = version
+        return version
+
+    def drop(self, version: Version) -> None:
+        """It is out of every worker's memory; its slot may be used again."""
+        if self._by_slot.pop(version.slot, None) is version:
+            self._free.append(version.slot)
+
+    def show(self, entry: ModelEntry, versions: Sequence[tuple[str, str, str]]) -> None:
+        """What is known of a model beside what is in memory: (version, state, reason)."""
+        self._shown[entry.name] = [
+            Version(entry, number, "", 0, frozenset(), state=state, reason=reason) for number, state, reason in versions
+        ]
+        if not versions:
+            del self._shown[entry.name]
+
+    def forget(self, name: str) -> None:
+        """A model is gone from the repository."""
+        self._shown.pop(name, None)
+
+    def _workers_of(self, entry: ModelEntry) -> frozenset[int]:
         shared = self._placement.shared
         if entry.policy.isolation == "dedicated":
             own = [index for index, name in enumerate(self._placement.dedicated) if name == entry.name]
+            if not own:
+                raise ModelNotServable("a model with `isolation: dedicated` gets its worker when the server starts")
             return frozenset(shared + index for index in own)
+        number = self._numbers.setdefault(entry.name, len(self._numbers))
         count = min(entry.policy.instances or shared, shared)
         return frozenset((number + offset) % shared for offset in range(count))
 
     def for_worker(self, worker: int) -> list[Version]:
-        """What a worker is to load."""
-        return [version for version in self.versions if worker in version.workers and version.state != UNAVAILABLE]
+        """What a worker is to load: versions first, then arms, which need them."""
+        wanted = [
+            v for v in self._by_slot.values() if worker in v.workers and v.state != UNAVAILABLE and not v.retiring
+        ]
+        return sorted(wanted, key=lambda version: bool(version.variant))
 
-    def by_slot(self, slot: int) -> Version:
-        return self.versions[slot - 1]
+    def by_slot(self, slot: int) -> Version | None:
+        return self._by_slot.get(slot)
 
-    def loaded(self, slot: int, worker: int, metadata: str, config: str) -> None:
-        version = self.by_slot(slot)
+    def of_model(self, name: str) -> Iterator[Version]:
+        """A model's plain versions with a slot."""
+        return (v for v in list(self._by_slot.values()) if v.name == name and not v.variant)
+
+    def arms_of(self, name: str) -> Iterator[Version]:
+        """A model's arms."""
+        return (v for v in list(self._by_slot.values()) if v.name == name and v.variant)
+
+    def loaded(self, slot: int, worker: int, metadata: str, config: str, labels: Sequence[str] = ()) -> None:
+        """A worker holds it. It is READY with the last of its workers that can have it ."""
+        version = self._by_slot[slot]
         version.held_by.add(worker)
-        version.state, version.reason = READY, ""
-        version.metadata, version.config = metadata, config
+        version.pending.discard(worker)
+        version.metadata, version.config, version.prediction_labels = metadata, config, tuple(labels)
+        self._settle(version)
 
     def failed(self, slot: int, reason: str, worker: int | None = None) -> None:
         """A version cannot be loaded: by this worker (others may hold it), or, without one, by any."""
-        version = self.by_slot(slot)
+        version = self._by_slot.get(slot)
+        if version is None:
+            return
         if worker is None:
             version.held_by.clear()
+            version.pending.clear()
         else:
             version.held_by.discard(worker)
+            version.pending.discard(worker)
         if not version.held_by:
-            version.state, version.reason = UNAVAILABLE, reason
+            version.reason = reason
+        self._settle(version)
+
+    def _settle(self, version: Version) -> None:
+        if version.held_by and (version.state == READY or not version.pending):
+            version.state, version.reason = READY, ""
+        elif not version.held_by and not version.pending:
+            version.state = UNAVAILABLE
 
     def worker_gone(self, worker: int) -> None:
         """A dead worker holds nothing. Versions keep their state: its successor loads them again."""
-        for version in self.versions:
+        for version in self._by_slot.values():
             version.held_by.discard(worker)
 
     def crashed_while_loading(self, slot: int) -> None:
         """A worker died while it loaded this version."""
-        version = self.by_slot(slot)
+        version = self._by_slot.get(slot)
+        if version is None:
+            return
         version.load_crashes += 1
         if version.load_crashes >= LOAD_CRASHES_MAX:
             self.failed(slot, f"loading it crashed the worker {version.load_crashes} times")
 
     @property
     def ready_count(self) -> int:
-        return sum(version.state == READY for version in self.versions)
-
-    def as_message(self) -> dict[str, Any]:
-        return {"type": "routes", "catalogue": [version.as_message() for version in self.versions]}
+        return sum(version.state == READY and not version.variant for version in self._by_slot.values())

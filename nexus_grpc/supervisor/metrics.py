@@ -18,23 +18,18 @@ from prometheus_client.registry import Collector
 
 from nexus_grpc.ipc.errors import Code
 from nexus_grpc.ipc.record import Method, is_http
+from nexus_grpc.ipc.snapshots import FrontModelSnapshot, FrontSnapshot, Histogram, ModelSnapshot, WorkerSnapshot
 from nexus_grpc.ipc.stats import (
     BATCH_BOUNDS,
-    LATENCY_BOUNDS_NS,
     UNKNOWN_MODEL_SLOT,
-    FrontModelSnapshot,
-    FrontSnapshot,
-    Histogram,
-    ModelSnapshot,
-    WorkerSnapshot,
     read_front,
     read_front_model,
     read_model,
     read_worker,
 )
 from nexus_grpc.rest.errors import http_status
+from nexus_grpc.supervisor.variant_metrics import Variant, add_latency, shadow_families, variant_families
 
-_NS_PER_SECOND = 1_000_000_000
 # Method → the route's template, for labels.
 HTTP_ENDPOINTS = {
     Method.HTTP_PREDICT: "/predict",
@@ -78,6 +73,7 @@ class MetricsSources:
 
     processes: tuple[ProcessSource, ...] = ()
     models: Mapping[int, ModelVersion] = field(default_factory=dict)  # slot -> name
+    variants: Mapping[int, Variant] = field(default_factory=dict)  # slots of experiments' arms; they are in models, too
     models_ready_count: int = 0
     worker_restarts: Mapping[int, int] = field(default_factory=dict)  # worker index -> replacements so far
     envoy_restarts: int | None = None  # None: there is no sidecar
@@ -117,7 +113,6 @@ _STAGES: tuple[tuple[str, Callable[[ModelSnapshot], Histogram]], ...] = (
 )
 _MODEL_LABELS = ("model", "version")
 _METHOD_NAMES = {method: method.name.title().replace("_", "") for method in Method}
-_LATENCY_LE = (*(str(bound / _NS_PER_SECOND) for bound in LATENCY_BOUNDS_NS), "+Inf")
 _BATCH_LE = (*(str(float(bound)) for bound in BATCH_BOUNDS), "+Inf")
 
 
@@ -138,6 +133,8 @@ class MetricsCollector(Collector):
         yield from _worker_families(sources)
         yield from _request_families(front_models(sources))
         yield from _stage_families(worker_models(sources))
+        yield from variant_families(sources.variants, [page for _, page in sources.pages(Role.FRONT)])
+        yield from shadow_families(worker_models(sources))
         yield from _model_count_families(sources)
 
 
@@ -165,11 +162,6 @@ def worker_models(sources: MetricsSources) -> dict[ModelVersion, ModelSnapshot]:
     return models
 
 
-def _add_latency(family: HistogramMetricFamily, labels: Iterable[str], histogram: Histogram) -> None:
-    buckets = [*zip(_LATENCY_LE, map(float, histogram.cumulative()), strict=True)]
-    family.add_metric([*labels], buckets, histogram.sum / _NS_PER_SECOND)
-
-
 def _request_families(models: Mapping[ModelVersion, FrontModelSnapshot]) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "nexus_requests",
@@ -184,7 +176,7 @@ def _request_families(models: Mapping[ModelVersion, FrontModelSnapshot]) -> Iter
     predictions: Counter[tuple[str, ...]] = Counter()
     http: Counter[tuple[str, ...]] = Counter()
     for model, snapshot in models.items():
-        _add_latency(duration, (model.name, model.version), snapshot.total)
+        add_latency(duration, (model.name, model.version), snapshot.total)
         for method, by_code in zip(Method, snapshot.requests, strict=True):
             for code, count in zip(Code, by_code, strict=True):
                 predictions[model.name, "success" if code is Code.OK else "error"] += count
@@ -229,7 +221,7 @@ def _stage_families(models: Mapping[ModelVersion, ModelSnapshot]) -> Iterator[Me
     for model, snapshot in models.items():
         labels = (model.name, model.version)
         for stage, read in _STAGES:
-            _add_latency(stages, (stage, *labels), read(snapshot))
+            add_latency(stages, (stage, *labels), read(snapshot))
         buckets = [*zip(_BATCH_LE, map(float, snapshot.batch_size.cumulative()), strict=True)]
         rows.add_metric(labels, buckets, snapshot.batch_size.sum)
         expired.add_metric(labels, snapshot.expired)
@@ -241,7 +233,7 @@ def _stage_families(models: Mapping[ModelVersion, ModelSnapshot]) -> Iterator[Me
         labels=("model_id",),
     )
     for name, histogram in inference.items():
-        _add_latency(by_model, (name,), histogram)
+        add_latency(by_model, (name,), histogram)
     yield from (stages, rows, expired, by_model)
 
 

@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from nexus_grpc.ipc.errors import Code
-from nexus_grpc.ipc.stats import LATENCY_BOUNDS_NS, FrontModelSnapshot, Histogram
+from nexus_grpc.ipc.snapshots import FrontModelSnapshot, Histogram
+from nexus_grpc.ipc.stats import LATENCY_BOUNDS_NS
 from nexus_grpc.supervisor.metrics import UNKNOWN, MetricsSources, front_models, worker_models
 
 _NS_PER_MS = 1e6

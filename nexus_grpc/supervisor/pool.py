@@ -81,7 +81,7 @@ class FrontSlot(Slot):
 
 
 class WorkerSlot(Slot):
-    """`loading` is the model slot being loaded now, `to_load` what follows."""
+    """`loading` is the model slot being loaded now, `to_load` what follows; `started`: it takes orders."""
 
     role = "worker"
     page_kind = PageKind.WORKER
@@ -89,6 +89,7 @@ class WorkerSlot(Slot):
     def __init__(self, index: int, cores: list[int]) -> None:
         super().__init__(index)
         self.cores = cores
+        self.started = False
         self.loading: int | None = None
         self.died_loading = False
         self.to_load: list[Version] = []
@@ -97,6 +98,7 @@ class WorkerSlot(Slot):
     def end(self) -> bool:
         self.died_loading = self.loading is not None
         self.stop_load_timer()
+        self.started = False
         self.loading = None
         self.to_load = []
         return super().end()

@@ -7,6 +7,7 @@ from nexus_grpc.supervisor.catalogue import Catalogue
 from nexus_grpc.supervisor.envoy import Sidecar
 from nexus_grpc.supervisor.metrics import MetricsSources, ModelVersion, ProcessSource, Role
 from nexus_grpc.supervisor.pool import FrontSlot, WorkerSlot
+from nexus_grpc.supervisor.variant_metrics import Variant
 
 
 def sources_of(
@@ -29,6 +30,7 @@ def sources_of(
     return MetricsSources(
         processes=(ProcessSource(Role.SUPERVISOR, 0, os.getpid()), *living),
         models={v.slot: ModelVersion(v.name, v.version) for v in catalogue.versions if v.slot and v.version},
+        variants={v.slot: Variant(v.name, v.variant, v.version) for v in catalogue.versions if v.variant},
         models_ready_count=catalogue.ready_count,
         worker_restarts={worker.index: worker.restarts for worker in workers},
         envoy_restarts=sidecar.restarts if sidecar is not None else None,

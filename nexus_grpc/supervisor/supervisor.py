@@ -16,15 +16,18 @@ from nexus_grpc import cpus, logs
 from nexus_grpc.ipc.control import Message
 from nexus_grpc.ipc.ring import ordering_is_proven
 from nexus_grpc.ipc.segment import SegmentError
+from nexus_grpc.registry.store import Registry
 from nexus_grpc.repository import ModelEntry
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor import backoff
-from nexus_grpc.supervisor import catalogue as catalogue_module
+from nexus_grpc.supervisor.administration import Administration
 from nexus_grpc.supervisor.banner import announce
 from nexus_grpc.supervisor.catalogue import Catalogue, place
 from nexus_grpc.supervisor.child import Child, exit_text
+from nexus_grpc.supervisor.deployment import Deployment
 from nexus_grpc.supervisor.envoy import Sidecar
 from nexus_grpc.supervisor.envoy_setup import has_sidecar
+from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.metrics import MetricsSources
 from nexus_grpc.supervisor.pool import FrontSlot, WorkerSlot, join
 from nexus_grpc.supervisor.ports import claim_ports, serve_metrics
@@ -46,15 +49,21 @@ class Supervisor:
     behind then.
     """
 
-    def __init__(self, settings: Settings, entries: Sequence[ModelEntry]) -> None:
+    def __init__(self, settings: Settings, entries: Sequence[ModelEntry], registry: Registry) -> None:
         self._settings = settings
         self._log = logs.logger()
         self._cpus = cpus.parse_cpu_list(settings.cpus) if settings.cpus else cpus.available_cpus()
         self._placement = place(entries, settings.workers or cpus.default_worker_count(self._cpus))
-        self._catalogue = Catalogue(entries, self._placement)
+        self._entries = entries
+        self._catalogue = Catalogue(self._placement)
         sets = cpus.assign(self._cpus, self._placement.workers)
         self._workers = [WorkerSlot(index, list(cores)) for index, cores in enumerate(sets)]
         self._fronts = [FrontSlot(index) for index in range(settings.fronts)]
+        self._lifecycle = Lifecycle(settings, self._catalogue, registry)
+        self._deployment = self._lifecycle.deployment = Deployment(
+            settings, self._catalogue, self._workers, self._fronts, self._lifecycle.table, self._deployed
+        )
+        self._administration = Administration(self._lifecycle, self._fronts, self._workers)
         self._sources = MetricsSources()
         self._started_at_s = time.time()
         self._draining = False
@@ -67,6 +76,7 @@ class Supervisor:
         claims = claim_ports(self._settings)
         metrics = serve_metrics(self._settings, lambda: self._sources)
         self._take_signals()
+        self._lifecycle.begin(self._entries)
         try:
             if has_sidecar(self._settings):
                 self._sidecar = Sidecar(self._settings, self._cpus, self._sidecar_changed)
@@ -77,6 +87,7 @@ class Supervisor:
             await self._until_serving()
             if not self._stop.is_set():
                 self._announce()
+                self._administration.start()
                 await self._watch()
             return await self._drain()
         finally:
@@ -108,6 +119,8 @@ class Supervisor:
     async def _until_serving(self) -> None:
         """Wait for every worker, then have the fronts listen, then start Envoy. Raises StartFailed."""
         await self._until(lambda: all(worker.ready for worker in self._workers))
+        if not self._stop.is_set():
+            await self._lifecycle.after_start()
         for front in self._fronts:
             front.may_listen = True
             self._tell_front_all(front)
@@ -157,47 +170,21 @@ class Supervisor:
     def _on_worker_message(self, child: Child, message: Message) -> None:
         worker = self._workers[child.index]
         kind = message["type"]
-        if kind == "started":
-            worker.to_load = self._catalogue.for_worker(worker.index)
-            self._load_next(worker)
-        elif kind == "loaded":
-            self._catalogue.loaded(message["slot"], worker.index, message["metadata"], message["config"])
-            self._load_next(worker)
-        elif kind == "load_failed":
-            self._catalogue.failed(message["slot"], message["reason"], worker.index)
-            self._load_next(worker)
-        elif kind == "bug":
+        if kind == "bug":
             self._log.error("bug in a worker", worker=worker.index, traceback=message["traceback"])
-
-    def _load_next(self, worker: WorkerSlot) -> None:
-        """One model at a time, so that it is known which one took a worker down."""
-        worker.stop_load_timer()
-        worker.loading = None
-        while worker.to_load:
-            version = worker.to_load.pop(0)
-            if version.state == catalogue_module.UNAVAILABLE:
-                continue
-            worker.loading = version.slot
-            assert worker.child is not None
-            worker.child.send(version.load_order(self._settings.default_max_batch_size))
-            loop = asyncio.get_running_loop()
-            worker.load_timer = loop.call_later(self._settings.model_load_seconds, self._load_too_slow, worker)
             return
-        self._worker_ready(worker)
-
-    def _load_too_slow(self, worker: WorkerSlot) -> None:
-        if worker.loading is not None and worker.child is not None:
-            seconds = self._settings.model_load_seconds
-            self._catalogue.failed(worker.loading, f"loading it took longer than {seconds:g} s (model_load_seconds)")
-            worker.loading = None
-            worker.child.kill()
+        was_ready = worker.ready
+        self._deployment.on_message(worker, message)
+        if worker.ready and not was_ready:
+            self._worker_ready(worker)
 
     def _worker_ready(self, worker: WorkerSlot) -> None:
-        worker.ready = True
         worker.boot_attempts = 0
         for front in self._fronts:
             self._join(front, worker, worker)
-        self._tell_routes()
+        if any(front.may_listen for front in self._fronts):
+            self._tell_fronts(self._deployment.table_message())
+        self._update_sources()
         self._changed.set()
 
     def _on_worker_exit(self, child: Child, code: int) -> None:
@@ -208,13 +195,12 @@ class Supervisor:
                 front.child.send({"type": "detach", "worker": child.index, "generation": child.generation})
         if self._draining:
             worker.forced = child.killed
+            self._deployment.worker_gone(worker)
             worker.end()
             self._changed.set()
             return
         self._log.error("worker died", worker=child.index, died_of=exit_text(code), child_pid=child.pid)
-        self._catalogue.worker_gone(child.index)
-        if worker.loading is not None:
-            self._catalogue.crashed_while_loading(worker.loading)
+        self._deployment.worker_gone(worker)
         self._respawn(worker, code)
 
     def _respawn(self, slot: WorkerSlot | FrontSlot, code: int) -> None:
@@ -266,16 +252,21 @@ class Supervisor:
 
     def _tell_front_all(self, front: FrontSlot) -> None:
         assert front.child is not None
-        front.child.send(self._catalogue.as_message())
+        front.child.send(self._deployment.table_message())
         front.child.send({"type": "listen"})
 
-    def _tell_routes(self) -> None:
-        self._tell_fronts(self._catalogue.as_message())
+    def _deployed(self) -> None:
+        """What is in memory has changed."""
         self._update_sources()
+        self._changed.set()
 
     def _on_front_message(self, child: Child, message: Message) -> None:
         front = self._fronts[child.index]
-        if message["type"] == "ready":
+        if message["type"] == "call":
+            self._administration.calls.begin(message, child.send)
+        elif message["type"] == "routed":
+            self._deployment.routed(front.index, message["epoch"])
+        elif message["type"] == "ready":
             front.ready = front.ever_ready = True
             front.boot_attempts = 0
             self._changed.set()
@@ -297,6 +288,7 @@ class Supervisor:
 
     def _on_front_exit(self, child: Child, code: int) -> None:
         front = self._fronts[child.index]
+        self._deployment.front_gone(front.index)
         if self._draining:
             front.forced = child.killed
             front.end()
@@ -350,6 +342,7 @@ class Supervisor:
         """Envoy and the fronts finish what is in flight, then workers stop. A second signal ends it at once."""
         self._draining = True
         deadline_s = time.monotonic() + self._settings.drain_seconds
+        await self._administration.stop(self._settings.drain_seconds / 2)
         if self._sidecar is not None:
             # Not ready any more, then no new connections; only then may fronts refuse calls.
             self._tell_fronts({"type": "unready"})

@@ -1,9 +1,9 @@
 """The pages at / and /docs in a real Chromium, and the API as a browser's scripts see it: gRPC-web and CORS."""
 
-import re
 import functools
 import http.server
 import pathlib
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any

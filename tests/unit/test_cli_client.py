@@ -6,61 +6,22 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import grpc
 import pytest
 import typer
-from google.protobuf.message import Message
-from typer.testing import CliRunner
 
-from nexus_grpc.cli.main import app
 from nexus_grpc.cli.predict import parse_features
 from nexus_grpc.pb.inference import grpc_service_pb2 as oip
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as nexus
-
-
-@dataclass
-class Server:
-    """A server whose answers are set by the test, by method: a message, or a status code with its text."""
-
-    address: str = ""
-    answers: dict[str, Message | tuple[grpc.StatusCode, str]] = field(default_factory=dict)
-    requests: list[bytes] = field(default_factory=list)
-
-    def answer(self, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:
-        self.requests.append(request)
-        answer = self.answers[method]
-        if isinstance(answer, tuple):
-            context.abort(*answer)
-        return answer.SerializeToString()
-
-
-class _Handlers(grpc.GenericRpcHandler):
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:  # type: ignore[type-arg]
-        method = details.method.rpartition("/")[2]
-        return grpc.unary_unary_rpc_method_handler(
-            lambda request, context: self._server.answer(method, request, context)
-        )
+from nexus_grpc.pb.nexus.v1 import models_pb2
+from tests.unit.cli_server import Server, nexus_command, scripted_server
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    script = Server()
-    grpc_server = grpc.server(ThreadPoolExecutor(2), handlers=[_Handlers(script)])
-    script.address = f"127.0.0.1:{grpc_server.add_insecure_port('127.0.0.1:0')}"
-    grpc_server.start()
-    yield script
-    grpc_server.stop(None).wait()
-
-
-def nexus_command(server: Server, *arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [*arguments, "--address", server.address])
-    return result.exit_code, result.stdout, result.stderr
+    with scripted_server() as script:
+        yield script
 
 
 def iris_index() -> oip.RepositoryIndexResponse:
@@ -70,24 +31,43 @@ def iris_index() -> oip.RepositoryIndexResponse:
     return answer
 
 
+def script_list(server: Server) -> None:
+    records = models_pb2.ListRecordsResponse(count=1)
+    record = records.models.add(id="iris", active_version="1")
+    record.versions.add(version="1", state="READY", stage="production")
+    record.versions.add(version="2", state="UNLOADED", reason="unloaded", version_name="1.0.0")
+    server.answers |= {"RepositoryIndex": iris_index(), "ListRecords": records}
+
+
 def test_models_list(server: Server) -> None:
-    server.answers["RepositoryIndex"] = iris_index()
+    script_list(server)
     code, out, _ = nexus_command(server, "models", "list")
     assert code == 0
-    assert [line.split()[:3] for line in out.splitlines() if "iris" in line] == [["iris", "1", "READY"]]
+    lines = [line.split() for line in out.splitlines()]
+    assert ["iris", "1", "*", "READY", "production"] in lines
+    assert ["iris", "2", "UNLOADED", "1.0.0", "none", "unloaded"] in lines
     # What the server says is shown as it is: no markup, no control characters.
     assert "[red]no[/red]\\nsuch\\x1b[2J file" in out
 
 
 def test_models_list_json(server: Server) -> None:
-    server.answers["RepositoryIndex"] = iris_index()
+    script_list(server)
     code, out, _ = nexus_command(server, "models", "list", "--json")
     assert code == 0
-    assert json.loads(out)["models"][0] == {"name": "iris", "version": "1", "state": "READY", "reason": ""}
+    models = json.loads(out)["models"]
+    assert [(model["name"], model["version"], model["state"]) for model in models] == [
+        ("broken", "", "UNAVAILABLE"),
+        ("iris", "1", "READY"),
+        ("iris", "2", "UNLOADED"),
+    ]
+    assert [model["active"] for model in models] == [False, True, False]
 
 
 def test_models_list_of_an_empty_repository(server: Server) -> None:
-    server.answers["RepositoryIndex"] = oip.RepositoryIndexResponse()
+    server.answers |= {
+        "RepositoryIndex": oip.RepositoryIndexResponse(),
+        "ListRecords": models_pb2.ListRecordsResponse(),
+    }
     assert nexus_command(server, "models", "list")[:2] == (0, "The server's model repository is empty.\n")
 
 

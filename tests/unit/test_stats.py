@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from nexus_grpc.ipc import stats
 from nexus_grpc.ipc.errors import CODE_COUNT, Code
 from nexus_grpc.ipc.record import Method
+from nexus_grpc.ipc.snapshots import Histogram
 from nexus_grpc.ipc.stats import (
     BATCH_BOUNDS,
     LATENCY_BOUNDS_NS,
     MODEL_SLOTS,
     FrontStats,
     FrontWord,
-    Histogram,
     PageKind,
     WorkerStats,
     WorkerWord,

@@ -11,6 +11,7 @@ from tests.unit.rest.live import running_backend, running_envoy
 
 ORIGIN = "http://page.example"
 TIMEOUT_S = 2.0
+UPLOAD_TIMEOUT_S = 4.0
 MAX_BODY = 8 << 20
 
 
@@ -31,6 +32,7 @@ def envoy(envoy_log: Path) -> Iterator[tuple[int, int]]:
         cors_origins=(ORIGIN,),
         max_body_bytes=MAX_BODY,
         timeout_s=TIMEOUT_S,
+        upload_timeout_s=UPLOAD_TIMEOUT_S,
     )
     with running_backend(backend), running_envoy(options, envoy_log.parent) as process:
         yield options.port, process.pid

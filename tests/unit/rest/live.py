@@ -1,6 +1,7 @@
 """A real Envoy with the rendered bootstrap, before a small real gRPC server that says what arrived."""
 
 import contextlib
+import hashlib
 import json
 import subprocess
 import time
@@ -14,10 +15,12 @@ from google.api import httpbody_pb2
 
 from nexus_grpc.ipc.wire import fields
 from nexus_grpc.rest.bootstrap import EnvoyOptions, render_bootstrap
+from nexus_grpc.rest.twin import path_of
 from nexus_grpc.supervisor.envoy_setup import find_binary
 from tests.integration.rest import Raw
 
 START_TIMEOUT_S = 20.0
+UPLOAD = path_of("ModelsUpload")
 # Envoy's header limit must be what stops long headers, as with a front.
 _OPTIONS = [("grpc.max_metadata_size", 32 << 10), ("grpc.max_receive_message_length", -1)]
 
@@ -42,7 +45,25 @@ class Echo(grpc.GenericRpcHandler):
             content = b"x" * wish["bytes"] if "bytes" in wish else json.dumps(said).encode()
             return bytes(httpbody_pb2.HttpBody(content_type="application/json", data=content).SerializeToString())
 
+        if details.method == UPLOAD:
+            return grpc.stream_unary_rpc_method_handler(_count)
         return grpc.unary_unary_rpc_method_handler(answer)
+
+
+def _count(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    """Says what kinds and how many bytes came, the largest piece, and takes x-pause seconds before it answers."""
+    pieces = [httpbody_pb2.HttpBody.FromString(message) for message in messages]
+    metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
+    time.sleep(float(metadata.get("x-pause", 0)))
+    context.send_initial_metadata((("x-request-id", metadata.get("x-request-id", "")), ("x-nexus-http-status", "201")))
+    said = {
+        "types": [piece.content_type for piece in pieces if piece.content_type],
+        "bytes": sum(len(piece.data) for piece in pieces),
+        "largest": max((len(piece.data) for piece in pieces), default=0),
+        "sha256": hashlib.sha256(b"".join(piece.data for piece in pieces)).hexdigest(),
+    }
+    content = json.dumps(said).encode()
+    return bytes(httpbody_pb2.HttpBody(content_type="application/json", data=content).SerializeToString())
 
 
 def _wish(found: list[tuple[int, bytes]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ OPTION_SETS: dict[str, dict[str, Any]] = {
     "pages from anywhere": {"cors_origins": ("*",)},
     "a sampled log": {"access_log_sample": 0.01},
     "no log": {"access_log": ""},
-    "other limits": {"max_body_bytes": 1 << 30, "timeout_s": 0.25},
+    "other limits": {"max_body_bytes": 1 << 30, "timeout_s": 0.25, "upload_timeout_s": 5.0},
 }
 
 
@@ -87,7 +87,7 @@ def test_only_what_was_not_begun_is_sent_again() -> None:
 
 
 def test_pages_of_others_may_not_call_unless_allowed() -> None:
-    assert "cors" not in json.dumps(manager(EnvoyOptions())["route_config"])
+    assert "filters.http.cors" not in json.dumps(manager(EnvoyOptions())["route_config"])
     assert "https://a.example" in json.dumps(manager(EnvoyOptions(cors_origins=("https://a.example",))))
 
 

@@ -16,6 +16,13 @@ def test_every_code_has_a_status() -> None:
     assert http_status(Code.NOT_FOUND) == 404
 
 
+def test_some_reasons_have_a_status_of_their_own() -> None:
+    assert http_status(Code.RESOURCE_EXHAUSTED, "TOO_LARGE") == 413
+    assert http_status(Code.FAILED_PRECONDITION, "MODEL_REFUSED") == 422
+    assert http_status(Code.INVALID_ARGUMENT, "NOT_ONNX") == 400
+    assert http_status(Code.RESOURCE_EXHAUSTED, "OVERLOADED") == http_status(Code.RESOURCE_EXHAUSTED) == 429
+
+
 def test_the_body() -> None:
     error = InvalidInput("expected 4 features, got 3", field="features")
     body = json.loads(error_body(error.code, error.message, "id-1", status_bytes(error)))

@@ -13,9 +13,29 @@ EXPECTED = {
     "InferencePredict": ["POST /predict"],
     "ModelsList": ["GET /models"],
     "ModelsInfo": ["GET /models/{id}", "GET /models/info"],
+    "ModelsUpload": ["POST /models/upload"],
+    "ModelsLoad": ["POST /v1/models/{id}/load"],
+    "ModelsUnload": ["POST /v1/models/{id}/unload"],
+    "ModelsActivate": ["POST /v1/models/{id}/activate"],
+    "ModelsRollback": ["POST /v1/models/{id}/rollback"],
+    "ModelsDelete": ["DELETE /v1/models/{id}", "DELETE /v1/models/{id}/versions/{version}"],
+    "ModelsHistory": ["GET /v1/models/{id}/history"],
+    "ModelsListRecords": ["GET /v1/models"],
+    "ModelsGetRecord": ["GET /v1/models/{id}"],
+    "ModelsRegister": ["POST /v1/models"],
+    "ModelsUpdateRecord": ["PUT /v1/models/{id}"],
+    "TrafficSetup": ["POST /admin/ab/setup"],
+    "TrafficSplit": ["POST /admin/ab/split"],
+    "TrafficRamp": ["POST /admin/ab/ramp"],
+    "TrafficPromote": ["POST /admin/ab/promote"],
+    "TrafficAbort": ["POST /admin/ab/abort"],
+    "TrafficStatus": ["GET /admin/ab/status"],
+    "TrafficShadow": ["POST /admin/ab/shadow"],
+    "TrafficBalance": ["POST /admin/ab/balance"],
     "SystemHealth": ["GET /health"],
     "SystemReady": ["GET /ready"],
     "SystemVersion": ["GET /admin/version"],
+    "SystemReload": ["POST /admin/reload"],
     "RestApiPredict": ["POST /api/v1/predict"],
     "RestApiBatchPredict": ["POST /api/v1/batch_predict"],
     "RestApiModel": ["GET /api/v1/models/{name}"],
@@ -41,9 +61,27 @@ def test_every_annotated_method_is_found() -> None:
     assert found == EXPECTED
 
 
-def test_bodies_go_with_post() -> None:
+def test_bodies_go_with_post_and_put() -> None:
     for name, method in METHODS.items():
-        assert {binding.verb for binding in method.bindings} == ({"POST"} if method.has_body else {"GET"}), name
+        verbs = {binding.verb for binding in method.bindings}
+        assert verbs <= ({"POST", "PUT"} if method.has_body else {"GET", "DELETE"}), name
+
+
+def test_what_is_in_no_path_is_in_the_query() -> None:
+    assert METHODS["ModelsHistory"].query == ("limit",)
+    assert METHODS["TrafficStatus"].query == ("model",)
+    assert METHODS["ModelsInfo"].query == METHODS["ModelsDelete"].query == METHODS["ModelsUpdateRecord"].query == ()
+
+
+def test_predictions_and_questions_change_nothing() -> None:
+    unchanging = {name for name, method in METHODS.items() if not method.is_change}
+    assert {name for name in METHODS if name.startswith(("Inference", "Rest"))} < unchanging
+    assert {"SystemHealth", "ModelsInfo", "ModelsHistory", "TrafficStatus"} < unchanging
+    assert not unchanging & {"ModelsUpload", "ModelsDelete", "ModelsUpdateRecord", "TrafficAbort", "SystemReload"}
+
+
+def test_an_upload_comes_in_pieces() -> None:
+    assert {name for name, method in METHODS.items() if method.client_streaming} == {"ModelsUpload"}
 
 
 def test_parameters_stand_in_the_order_of_the_longest_path() -> None:
@@ -66,13 +104,20 @@ def test_dots_of_a_path_are_dots() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "words"), [({"post": "/x", "body": "row"}, "whole message"), ({"body": "*"}, "an HTTP verb is needed")]
+    ("rule", "streaming", "words"),
+    [
+        ({"post": "/x", "body": "row"}, {}, "whole message"),
+        ({"body": "*"}, {}, "an HTTP verb is needed"),
+        ({"get": "/x"}, {"client_streaming": True}, "all in the body"),
+        ({"post": "/x/{row}", "body": "*"}, {"client_streaming": True}, "without parameters"),
+        ({"get": "/x"}, {"server_streaming": True}, "no form in HTTP"),
+    ],
 )
-def test_what_the_twin_has_no_form_for_is_refused(rule: dict[str, str], words: str) -> None:
+def test_what_the_twin_has_no_form_for_is_refused(rule: dict[str, str], streaming: dict[str, bool], words: str) -> None:
     file = descriptor_pb2.FileDescriptorProto(name="x.proto", package="x", syntax="proto3")
     file.dependency.append("google/api/annotations.proto")
     file.message_type.add(name="M").field.add(name="row", number=1, type=9, label=1)
-    method = file.service.add(name="S").method.add(name="Do", input_type=".x.M", output_type=".x.M")
+    method = file.service.add(name="S").method.add(name="Do", input_type=".x.M", output_type=".x.M", **streaming)
     for key, value in rule.items():
         setattr(method.options.Extensions[annotations_pb2.http], key, value)
     pool = descriptor_pool.DescriptorPool()

@@ -34,6 +34,14 @@ def test_the_rules_are_the_same_but_for_the_body(pool: descriptor_pool.Descripto
     assert (other.post, other.body) == ("/v2/models/{model_name}/versions/{model_version}/infer", "body")
 
 
+def test_what_comes_in_pieces_is_a_stream_of_bodies(pool: descriptor_pool.DescriptorPool) -> None:
+    upload = pool.FindServiceByName(SERVICE).methods_by_name["ModelsUpload"]
+    assert (upload.client_streaming, upload.input_type.full_name) == (True, "google.api.HttpBody")
+    options = descriptor_pb2.MethodOptions.FromString(upload.GetOptions().SerializeToString())
+    rule = options.Extensions[annotations_pb2.http]
+    assert (rule.post, rule.body) == ("/models/upload", "*")
+
+
 def test_requests_have_the_parameters_first_and_the_body_in_field_15(pool: descriptor_pool.DescriptorPool) -> None:
     fields = {
         name: {field.name: field.number for field in pool.FindMessageTypeByName(f"nexus.http.v1.{name}Request").fields}

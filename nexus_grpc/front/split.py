@@ -1,0 +1,114 @@
+"""One experiment's traffic: which variant a request goes to. One look-up in a table of 10,000 buckets.
+
+A request without a key gets a bucket by chance, one with a key always the same one (nexus_grpc/traffic/assignment.py).
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from nexus_grpc.front.flight import Flight
+from nexus_grpc.ipc.record import Method, is_http
+from nexus_grpc.ipc.wire import LENGTH_DELIMITED, WireError, fields
+from nexus_grpc.pb.inference import grpc_service_pb2 as infer_pb
+from nexus_grpc.pb.nexus.v1 import inference_pb2 as predict_pb
+from nexus_grpc.rest.twin import BODY_FIELD
+from nexus_grpc.traffic.assignment import bucket_of, decode
+
+BUCKETS = 10_000
+_PARAMETERS = infer_pb.ModelInferRequest.PARAMETERS_FIELD_NUMBER
+_STICKY_KEY = predict_pb.PredictRequest.STICKY_KEY_FIELD_NUMBER
+_STICKY_IN_JSON = re.compile(rb'"sticky_key"\s*:\s*"([^"\\]{0,512})"').search
+_random = random.Random().random
+
+
+class Split:
+    """`arms` are the variants' routes, `table` the arm of each bucket.
+
+    Args:
+        arms: anything; choose() returns one of them.
+        assignment: the run-length text of the table.
+        salt: the experiment's id, so that the next experiment draws anew.
+        sticky: ("header" | "parameter", name), or None.
+    """
+
+    __slots__ = ("_header", "_parameter", "_salt", "_table", "arms")
+
+    def __init__(self, arms: Sequence[Any], assignment: str, salt: str, sticky: Sequence[str] | None) -> None:
+        self.arms = tuple(arms)
+        self._table = decode(assignment)
+        self._salt = salt
+        kind, name = sticky or ("", "")
+        self._header = name if kind == "header" else ""
+        self._parameter = name.encode() if kind == "parameter" else b""
+
+    @property
+    def reads_metadata(self) -> bool:
+        return bool(self._header)
+
+    def choose(self, flight: Flight) -> Any:
+        """The arm for a request."""
+        key = self._key_of(flight) if self._header or self._parameter else b""
+        return self.arms[self._table[bucket_of(key, self._salt) if key else int(_random() * BUCKETS)]]
+
+    def _key_of(self, flight: Flight) -> bytes:
+        if self._parameter:
+            return _parameter_of(flight.method, flight.message, self._parameter)
+        for name, value in flight.metadata:
+            if name == self._header:
+                return value.encode() if isinstance(value, str) else value
+        return b""
+
+
+def _parameter_of(method: int, message: bytes, name: bytes) -> bytes:
+    """The sticky key that a request carries in its message; empty when it has none."""
+    try:
+        if method in (Method.MODEL_INFER, Method.MODEL_STREAM_INFER):
+            return _infer_parameter(message, name)
+        if is_http(method):
+            return _json_key(method, message, name)
+        if method in (Method.PREDICT, Method.PREDICT_STREAM):
+            return _last(message, _STICKY_KEY)
+    except WireError:  # the worker says what is wrong with it
+        pass
+    return b""
+
+
+def _infer_parameter(message: bytes, name: bytes) -> bytes:
+    for number, kind, start, end in fields(message):
+        if number == _PARAMETERS and kind == LENGTH_DELIMITED:
+            entry = message[start:end]
+            if _last(entry, 1) == name:
+                value = infer_pb.InferParameter.FromString(_last(entry, 2))
+                chosen = value.WhichOneof("parameter_choice")
+                return str(getattr(value, chosen)).encode() if chosen else b""
+    return b""
+
+
+def _json_key(method: int, message: bytes, name: bytes) -> bytes:
+    body = _last(message, BODY_FIELD)
+    if method != Method.HTTP_V2_INFER:
+        found = _STICKY_IN_JSON(body)
+        return found[1] if found else b""
+    try:
+        given = msgspec.json.decode(body, type=_V2Parameters)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return b""
+    value = given.parameters.get(name.decode())
+    return str(value).encode() if isinstance(value, str | int | float | bool) else b""
+
+
+class _V2Parameters(msgspec.Struct):
+    parameters: dict[str, Any] = {}
+
+
+def _last(message: bytes, field: int) -> bytes:
+    """The content of a length-delimited field; the last one counts, as in protobuf."""
+    found = b""
+    for number, kind, start, end in fields(message):
+        if number == field and kind == LENGTH_DELIMITED:
+            found = message[start:end]
+    return found

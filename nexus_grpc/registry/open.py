@@ -1,0 +1,20 @@
+"""Which registry the settings mean."""
+
+from pathlib import Path
+
+from nexus_grpc.ipc.errors import StorageFailed
+from nexus_grpc.registry.store import Registry
+
+
+def open_registry(url: str, data_dir: Path) -> Registry:
+    """PostgreSQL by URL, else a SQLite file in the data folder. Raises StorageFailed."""
+    if not url:
+        from nexus_grpc.registry.sqlite import SqliteRegistry
+
+        return SqliteRegistry(data_dir)
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise StorageFailed("registry_url: expected postgresql://user@host/database, or nothing for a SQLite file")
+    # Late: psycopg takes long to import, and most servers do without.
+    from nexus_grpc.registry.postgres import PostgresRegistry
+
+    return PostgresRegistry(url, data_dir)

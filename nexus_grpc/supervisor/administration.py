@@ -1,0 +1,57 @@
+"""Everything that changes models while the server runs, wired together; and what runs by itself in the background."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+from nexus_grpc import logs
+from nexus_grpc.ipc.errors import NexusError
+from nexus_grpc.supervisor.lifecycle import Lifecycle
+from nexus_grpc.supervisor.model_operations import ModelOperations
+from nexus_grpc.supervisor.operations import Calls, operations
+from nexus_grpc.supervisor.poll import Poll
+from nexus_grpc.supervisor.pool import FrontSlot, WorkerSlot
+from nexus_grpc.supervisor.traffic_operations import TrafficOperations
+from nexus_grpc.supervisor.uploads import Uploads
+from nexus_grpc.supervisor.variant_statistics import VariantStatistics
+
+LINGER_TICK_SECONDS = 1.0
+
+
+class Administration:
+    """`calls` takes the fronts' calls from the beginning; start() begins the background work once the server serves."""
+
+    def __init__(self, lifecycle: Lifecycle, fronts: Sequence[FrontSlot], workers: Sequence[WorkerSlot]) -> None:
+        self._lifecycle = lifecycle
+        self._log = logs.logger()
+        self._statistics = VariantStatistics(lifecycle, fronts, workers)
+        self._poll = Poll(lifecycle)
+        self._traffic = TrafficOperations(lifecycle, self._statistics)
+        models, uploads = ModelOperations(lifecycle), Uploads(lifecycle)
+        self.calls = Calls(operations(models, self._traffic, uploads, self._poll))
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        with contextlib.suppress(NexusError):
+            self._statistics.restore()
+        loop = asyncio.get_running_loop()
+        work = (self._poll.run, self._traffic.run, self._end_lingering)
+        self._tasks = [loop.create_task(each()) for each in work]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._log.error("background work ended", exc_info=task.exception())
+
+    async def _end_lingering(self) -> None:
+        while True:
+            await asyncio.sleep(LINGER_TICK_SECONDS)
+            await self._lifecycle.tick()
+
+    async def stop(self, seconds: float) -> None:
+        """No more changes: those under way end, for so long at most."""
+        for task in self._tasks:
+            task.cancel()
+        await self.calls.close(seconds)
+        await asyncio.to_thread(self._lifecycle.registry.close)

@@ -1,0 +1,362 @@
+"""Brings memory and routing in line with what the repository holds and the registry says: one model at a time, under
+its lock; models do not wait for each other.
+
+    change (operations, poll, ramp) ─▶ bring_about(): load what is wanted and missing ─▶ publish the routing table
+                                                      ─▶ unload what nobody wants any more
+
+A version that cannot be loaded leaves what serves as it is. State in the registry comes first, memory follows: after a
+crash the next start does what was committed.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from nexus_grpc import logs
+from nexus_grpc.ipc.errors import ModelNotServable, NexusError, UnknownModel
+from nexus_grpc.registry.records import Change, ModelRow, VersionRow
+from nexus_grpc.registry.store import Registry
+from nexus_grpc.repository import ModelEntry, scan_model
+from nexus_grpc.settings import Settings
+from nexus_grpc.supervisor import model_state
+from nexus_grpc.supervisor.catalogue import Catalogue, Version
+from nexus_grpc.supervisor.deployment import Deployment
+from nexus_grpc.supervisor.model_state import ModelState
+from nexus_grpc.supervisor.trial import try_model
+from nexus_grpc.traffic.policy import ModelTraffic
+
+EARLIER_MAX = 20
+
+
+class Lifecycle:
+    """All models' states. Coroutines run on the event loop; the disk and the registry are asked in threads.
+
+    Args:
+        deployment: set before the first coroutine runs (it needs our routing table, and we need it).
+    """
+
+    def __init__(self, settings: Settings, catalogue: Catalogue, registry: Registry) -> None:
+        self._settings = settings
+        self._catalogue = catalogue
+        self._registry = registry
+        self._registry_lock = asyncio.Lock()
+        self._log = logs.logger()
+        self.states: dict[str, ModelState] = {}
+        self.deployment: Deployment
+
+    # --- starting ---
+
+    def begin(self, entries: Sequence[ModelEntry]) -> None:
+        """Take up what the registry and the repository hold; put what is wanted into the catalogue. Nothing is loaded.
+
+        Raises StorageFailed when the registry cannot be read.
+        """
+        for row in self._registry.models():
+            state = self._state(row.id)
+            state.row, state.traffic = row, ModelTraffic.from_json(row.traffic) if row.traffic else ModelTraffic()
+        for version in self._registry.versions():
+            self._state(version.model).rows[version.version] = version
+        for entry in entries:
+            self._state(entry.name).entry = entry
+        for state in list(self.states.values()):
+            self._place(state)
+
+    def _state(self, name: str) -> ModelState:
+        return self.states.setdefault(name, ModelState(name))
+
+    def _place(self, state: ModelState) -> None:
+        """At the start: what is wanted, and the arms of a running experiment, become LOADING."""
+        for number in sorted(self._wanted(state)):
+            try:
+                self._add(state, number)
+            except ModelNotServable as error:
+                state.failures[number] = ("", error.message)
+        self._add_arms(state, model_state.all_of(self._catalogue, state.name))
+        self._show(state)
+
+    def _add(self, state: ModelState, number: int) -> Version:
+        assert state.entry is not None
+        path = state.path_of(number)
+        name = state.name_of(number)
+        return self._catalogue.add(state.entry, str(number), path, state.fingerprint(number), name)
+
+    def _wanted(self, state: ModelState) -> set[int]:
+        return state.wanted(self._settings.model_control == "explicit", self._settings.load_model)
+
+    def _show(self, state: ModelState) -> None:
+        if state.entry is not None:
+            self._catalogue.show(state.entry, model_state.not_in_memory(state, self._catalogue))
+        else:
+            self._catalogue.forget(state.name)
+
+    async def after_start(self) -> None:
+        """Once the workers have loaded what they could: a model without any ready version falls back on older ones."""
+        for state in list(self.states.values()):
+            async with state.lock:
+                self._note_failures(state)
+                if model_state.serving(state, self._catalogue) is None and self._wanted(state):
+                    await self._fall_back(state)
+                state.was_serving = model_state.serving(state, self._catalogue)
+                self._update_shadow(state)
+                self._show(state)
+
+    async def _fall_back(self, state: ModelState) -> None:
+        for number in sorted(state.present - self._wanted(state), reverse=True):
+            row = state.rows.get(number)
+            if row is not None and row.wanted == "unloaded":
+                continue
+            with contextlib.suppress(NexusError):
+                await self._load(state, number)
+                self._log.warning("an older version serves", model=state.name, version=str(number))
+                return
+
+    def _note_failures(self, state: ModelState) -> None:
+        """Versions that no worker could load leave the catalogue; why is kept."""
+        for version in list(self._catalogue.of_model(state.name)):
+            if version.state == "UNAVAILABLE":
+                state.failures[version.number] = (version.fingerprint, version.reason)
+                self._catalogue.drop(version)
+
+    # --- the routing table ---
+
+    def table(self) -> dict[str, Any]:
+        """What fronts get."""
+        catalogue = [version.as_message() for version in self._catalogue.versions if not version.retiring]
+        known = [state for state in self.states.values() if state.entry is not None]
+        traffic = {state.name: model_state.routing(state, self._catalogue) for state in known}
+        return {"catalogue": catalogue, "traffic": traffic}
+
+    # --- the registry ---
+
+    async def commit(
+        self,
+        state: ModelState,
+        action: str,
+        actor: str,
+        *,
+        version: str = "",
+        detail: Mapping[str, Any] | None = None,
+        row: ModelRow | None = None,
+        rows: Iterable[VersionRow] = (),
+        delete_versions: Iterable[int] = (),
+        delete: bool = False,
+        traffic: ModelTraffic | None = None,
+        audited: bool = True,
+    ) -> None:
+        """One change, with its line in the audit log, or nothing at all. Raises StorageFailed."""
+        rows, gone = tuple(rows), tuple(delete_versions)
+        row = row or state.row or ModelRow(state.name, created_at=now_text(), created_by=actor)
+        if traffic is not None:
+            row = dataclasses.replace(row, traffic=traffic.to_json())
+        change = Change(
+            actor=actor,
+            action=action,
+            model=state.name,
+            version=version,
+            detail=dict(detail or {}),
+            put_models=() if delete else (row,),
+            put_versions=rows,
+            delete_versions=tuple((state.name, number) for number in gone),
+            delete_models=(state.name,) if delete else (),
+            audited=audited,
+        )
+        async with self._registry_lock:
+            await asyncio.to_thread(self._registry.apply, change)
+        state.row = None if delete else row
+        state.rows.update({each.version: each for each in rows})
+        for number in list(state.rows) if delete else gone:
+            state.rows.pop(number, None)
+        if traffic is not None or delete:
+            state.traffic = traffic or ModelTraffic()
+
+    async def registry_call(self, function: Any, *arguments: Any) -> Any:
+        """Call one of the registry's methods in a thread."""
+        async with self._registry_lock:
+            return await asyncio.to_thread(function, *arguments)
+
+    @property
+    def registry(self) -> Registry:
+        return self._registry
+
+    # --- bringing it about ---
+
+    def find(self, name: str) -> ModelState:
+        """Raises UnknownModel."""
+        state = self.states.get(name)
+        if state is None or (state.entry is None and state.row is None):
+            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+        return state
+
+    def state_for_upload(self, name: str) -> ModelState:
+        """A model's state, new if need be."""
+        return self._state(name)
+
+    async def rescan(self, state: ModelState) -> None:
+        """Read a model's folder again."""
+        state.entry = await asyncio.to_thread(scan_model, self._settings.model_repository, state.name)
+
+    async def ensure_loaded(self, state: ModelState, number: int) -> None:
+        """Have a version in memory, beside what is there; nobody is sent to it yet. Raises NexusError."""
+        if number not in model_state.loaded(self._catalogue, state.name):
+            await self._load(state, number)
+
+    async def _load(self, state: ModelState, number: int, replaces: Version | None = None) -> None:
+        state.path_of(number)
+        fingerprint = state.fingerprint(number)
+        state.loading.add(number)
+        self._show(state)
+        version: Version | None = None
+        try:
+            await self._trial(state, number, fingerprint)
+            version = self._add(state, number)
+            await self.deployment.load(version)
+        except NexusError as error:
+            state.failures[number] = (fingerprint, error.message)
+            if version is not None:
+                await self._drop_failed(version)
+            self._log.error("model version cannot be loaded", model=state.name, version=number, reason=error.message)
+            raise
+        finally:
+            state.loading.discard(number)
+        state.failures.pop(number, None)
+        self._log.info("model version loaded", model=state.name, version=str(number), replaces=bool(replaces))
+
+    async def _drop_failed(self, version: Version) -> None:
+        version.state = "UNAVAILABLE"
+        if version.held_by:
+            await self.deployment.unload(version)
+        else:
+            self._catalogue.drop(version)
+
+    async def _trial(self, state: ModelState, number: int, fingerprint: str) -> None:
+        """What has never been loaded here is loaded in a process of its own first: it may crash or hang."""
+        if fingerprint in state.tried:
+            return
+        assert state.entry is not None
+        await try_model(state.path_of(number), state.name, str(number), state.entry, self._settings)
+        state.tried.add(fingerprint)
+
+    async def bring_about(self, state: ModelState, *, retry: bool = False) -> dict[int, NexusError]:
+        """Load, route, unload, as repository and registry say. The lock must be held.
+
+        Args:
+            retry: also what could not be loaded before, though its files are the same.
+
+        Returns what could not be loaded, and why.
+        """
+        failed = await self._load_missing(state, retry)
+        ready = model_state.loaded(self._catalogue, state.name)
+        self._add_arms(state, ready)
+        await self._load_arms(state)
+        self._linger(state)
+        self._update_shadow(state)
+        self._show(state)
+        await self.deployment.publish()
+        await self._retire(state)
+        self._show(state)
+        return failed
+
+    async def _load_missing(self, state: ModelState, retry: bool) -> dict[int, NexusError]:
+        failed: dict[int, NexusError] = {}
+        for number in sorted(self._wanted(state)):
+            have = model_state.loaded(self._catalogue, state.name).get(number)
+            fingerprint = state.fingerprint(number)
+            known_bad = state.failures.get(number, ("", ""))[0] == fingerprint
+            if (have is not None and have.fingerprint == fingerprint) or (known_bad and not retry):
+                continue
+            try:
+                await self._load(state, number, have)
+            except NexusError as error:
+                failed[number] = error
+        return failed
+
+    def _add_arms(self, state: ModelState, ready: Mapping[int, Version]) -> None:
+        """A slot for each arm of the running experiment that has none over its version as it is now."""
+        experiment = state.traffic.experiment
+        for arm in experiment.arms if experiment is not None else ():
+            base = ready.get(arm.version)
+            if base is not None and not any(a.variant == arm.variant and a.of == base.slot for a in self._arms(state)):
+                self._catalogue.add_arm(base, arm.variant)
+
+    def _arms(self, state: ModelState) -> list[Version]:
+        return [arm for arm in self._catalogue.arms_of(state.name) if not arm.retiring]
+
+    async def _load_arms(self, state: ModelState) -> None:
+        for arm in self._arms(state):
+            if arm.state == "LOADING" and not arm.pending:
+                await self.deployment.load(arm)
+
+    def _linger(self, state: ModelState) -> None:
+        """When another version answers now, the one before stays for a while."""
+        now = model_state.serving(state, self._catalogue)
+        before, state.was_serving = state.was_serving, now
+        if before is not None and now is not None and now != before and self._settings.keep_previous_seconds:
+            state.lingering[before] = time.monotonic() + self._settings.keep_previous_seconds
+
+    async def _retire(self, state: ModelState) -> None:
+        """Take out what nobody wants: arms of what is over, versions replaced, unloaded or no longer kept."""
+        experiment = state.traffic.experiment
+        wanted_arms = {arm.variant: arm.version for arm in experiment.arms} if experiment is not None else {}
+        ready = model_state.loaded(self._catalogue, state.name)
+        for arm in self._arms(state):
+            base = ready.get(wanted_arms.get(arm.variant, -1))
+            if base is None or base.slot != arm.of:
+                await self.deployment.unload(arm)
+        keep = self._wanted(state) | {model_state.serving(state, self._catalogue)} | self._kept_for_rollback(state)
+        for version in list(self._catalogue.of_model(state.name)):
+            replaced = ready.get(version.number) is not version
+            if (replaced or version.number not in keep) and not version.retiring and version.state == "READY":
+                await self.deployment.unload(version)
+
+    def _kept_for_rollback(self, state: ModelState) -> set[int]:
+        now_s = time.monotonic()
+        state.lingering = {number: until for number, until in state.lingering.items() if until > now_s}
+        return set(state.lingering)
+
+    def _update_shadow(self, state: ModelState) -> None:
+        shadow = state.traffic.shadow
+        ready = model_state.loaded(self._catalogue, state.name)
+        number = model_state.serving(state, self._catalogue)
+        candidate = ready.get(shadow.version) if shadow is not None else None
+        sources = [ready[number], *(arm for arm in self._arms(state) if arm.of == ready[number].slot)] if number else []
+        for source in sources:
+            slot, share = (candidate.slot, shadow.basis_points) if candidate is not None and shadow else (0, 0)
+            self.deployment.shadow(source.slot, slot, share)
+
+    async def tick(self) -> None:
+        """Versions whose time for a rollback is over are unloaded."""
+        now_s = time.monotonic()
+        for state in list(self.states.values()):
+            if any(until <= now_s for until in state.lingering.values()) and not state.lock.locked():
+                async with state.lock:
+                    await self._retire(state)
+                    self._show(state)
+                    await self.deployment.publish()
+
+    def earlier(self, state: ModelState) -> ModelTraffic:
+        """The traffic policy, with the version that answers now remembered for a rollback."""
+        number = model_state.serving(state, self._catalogue)
+        known = state.traffic.earlier
+        if number is None or known[-1:] == (number,):
+            return state.traffic
+        return dataclasses.replace(state.traffic, earlier=(*known, number)[-EARLIER_MAX:])
+
+    def serving(self, state: ModelState) -> int | None:
+        return model_state.serving(state, self._catalogue)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return self._catalogue
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+
+def now_text() -> str:
+    """RFC 3339 in UTC, with milliseconds."""
+    seconds, fraction = divmod(time.time(), 1)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(fraction * 1000):03d}Z"

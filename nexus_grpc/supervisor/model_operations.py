@@ -1,0 +1,336 @@
+"""What people may do to models: load, unload, activate, roll back, delete, describe. Arguments and results are the JSON
+forms of the messages in proto/nexus/v1/models.proto and proto/inference.
+
+Each holds the model's lock from its check to its end, so that what one does is done before the next begins; the audit
+log has them in that order.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from nexus_grpc.ipc.errors import (
+    AlreadyExists,
+    InvalidInput,
+    ModelNotServable,
+    StateConflict,
+    UnknownModel,
+)
+from nexus_grpc.registry.records import AuditRow, ModelRow, VersionRow
+from nexus_grpc.repository import is_model_name
+from nexus_grpc.supervisor import model_state, storage
+from nexus_grpc.supervisor.lifecycle import Lifecycle, now_text
+from nexus_grpc.supervisor.model_state import ModelState
+from nexus_grpc.supervisor.records import info_of, record_of
+from nexus_grpc.traffic import policy
+
+Arguments = dict[str, Any]
+HISTORY_DEFAULT, HISTORY_MAX = 100, 10_000
+STAGES = ("none", "staging", "production", "archived")
+LABELS_MAX = 64
+
+
+class ModelOperations:
+    """One method per operation: (arguments, actor) → result. Each raises NexusError and changes nothing then."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+
+    # --- loading and unloading ---
+
+    async def load(self, arguments: Arguments, actor: str) -> dict[str, Any]:
+        state = await self._known_or_found(arguments["id"])
+        async with state.lock:
+            await self._load(state, arguments["version"], actor)
+            return info_of(state, self._lifecycle.catalogue)
+
+    async def _load(self, state: ModelState, version: str, actor: str) -> None:
+        life = self._lifecycle
+        await life.rescan(state)
+        if state.entry is None:
+            raise UnknownModel(f"model '{state.name}' is not in the repository")
+        if state.entry.error and not state.present:
+            raise ModelNotServable(f"model '{state.name}': {state.entry.error}")
+        explicit = life.settings.model_control == "explicit"
+        numbers = [state.number_of(version)] if version else [each.version for each in state.entry.versions]
+        for number in numbers:
+            await self._load_number(state, number)
+        asked = bool(version) or explicit
+        rows = [self._row(state, n, actor, wanted="loaded" if asked else "auto") for n in numbers]
+        await life.commit(state, "load", actor, version=version, rows=rows, traffic=self._before(state, numbers))
+        await life.bring_about(state)
+
+    def _before(self, state: ModelState, numbers: list[int]) -> policy.ModelTraffic | None:
+        """Where the newest version answers: what answered until now is remembered."""
+        now = self._lifecycle.serving(state)
+        return self._lifecycle.earlier(state) if now is not None and now not in numbers else None
+
+    async def _load_number(self, state: ModelState, number: int) -> None:
+        """Raises ModelNotServable when it cannot be loaded."""
+        life = self._lifecycle
+        have = model_state.loaded(life.catalogue, state.name).get(number)
+        if have is None or have.fingerprint == state.fingerprint(number):
+            await life.ensure_loaded(state, number)
+            return
+        failed = await life.bring_about(state, retry=True)
+        if number in failed:
+            raise failed[number]
+
+    def _row(self, state: ModelState, number: int, actor: str, **changes: Any) -> VersionRow:
+        known = state.rows.get(number)
+        if known is None:
+            known = VersionRow(state.name, number, source="repository", created_at=now_text(), created_by=actor)
+        return dataclasses.replace(known, **changes)
+
+    async def unload(self, arguments: Arguments, actor: str) -> dict[str, Any]:
+        life = self._lifecycle
+        state = life.find(arguments["id"])
+        async with state.lock:
+            version = arguments["version"]
+            if state.traffic.experiment is not None and not version:
+                raise StateConflict(f"an experiment runs on model '{state.name}': abort or promote it first")
+            numbers = sorted(state.present | set(state.rows))
+            if version:
+                numbers = [state.number_of(version)]
+                self._check_unused(state, numbers[0], "unload")
+            rows = [self._row(state, number, actor, wanted="unloaded") for number in numbers]
+            await life.commit(state, "unload", actor, version=version, rows=rows)
+            await self._let_go(state, numbers)
+            return info_of(state, life.catalogue)
+
+    async def _let_go(self, state: ModelState, numbers: list[int]) -> None:
+        life = self._lifecycle
+        for number in numbers:
+            state.lingering.pop(number, None)
+        for version in [v for v in life.catalogue.of_model(state.name) if v.number in numbers and not v.retiring]:
+            await life.deployment.unload(version)
+        await life.bring_about(state)
+        state.was_serving = life.serving(state)
+
+    def _check_unused(self, state: ModelState, number: int, verb: str) -> None:
+        """A version that takes traffic is protected. Raises StateConflict or UnknownModel."""
+        if number not in state.present and number not in state.rows:
+            raise UnknownModel(f"model '{state.name}' has no version {number}")
+        used = set(policy.versions(state.traffic)) | {self._lifecycle.serving(state)}
+        if number in used:
+            raise StateConflict(
+                f"version {number} of model '{state.name}' takes traffic: activate another one (or end the experiment"
+                f" or shadow) before you {verb} it; or {verb} the whole model"
+            )
+
+    # --- which version answers ---
+
+    async def activate(self, arguments: Arguments, actor: str) -> dict[str, Any]:
+        life = self._lifecycle
+        state = await self._known_or_found(arguments["id"])
+        async with state.lock:
+            number = state.number_of(arguments["version"]) if arguments["version"] else None
+            if number is not None:
+                await life.ensure_loaded(state, number)
+            traffic = policy.activate(state.traffic, life.serving(state), number)
+            rows = [self._row(state, number, actor, wanted="auto")] if number is not None else []
+            version = str(number or "")
+            await life.commit(state, "activate", actor, version=version, traffic=traffic, rows=rows)
+            await life.bring_about(state)
+            return info_of(state, life.catalogue)
+
+    async def rollback(self, arguments: Arguments, actor: str) -> dict[str, Any]:
+        life = self._lifecycle
+        state = life.find(arguments["id"])
+        async with state.lock:
+            traffic = policy.rollback(state.traffic, life.serving(state))
+            assert traffic.primary is not None
+            await life.ensure_loaded(state, traffic.primary)
+            before = life.serving(state)
+            detail = {"from": str(before or ""), "to": str(traffic.primary)}
+            version = str(traffic.primary)
+            rows = [self._row(state, traffic.primary, actor, wanted="auto")]
+            await life.commit(state, "rollback", actor, version=version, traffic=traffic, detail=detail, rows=rows)
+            await life.bring_about(state)
+            return info_of(state, life.catalogue)
+
+    # --- deleting ---
+
+    async def delete(self, arguments: Arguments, actor: str) -> dict[str, Any]:
+        life = self._lifecycle
+        state = life.find(arguments["id"])
+        async with state.lock:
+            version = arguments["version"]
+            numbers = [state.number_of(version)] if version else sorted(state.present | set(state.rows))
+            if version:
+                self._check_unused(state, numbers[0], "delete")
+            elif life.serving(state) is not None or state.traffic.experiment is not None:
+                raise StateConflict(f"model '{state.name}' is serving: unload it before you delete it")
+            await self._let_go_for_good(state, numbers)
+            await life.commit(
+                state, "delete", actor, version=version, delete_versions=numbers if version else (), delete=not version
+            )
+            await self.remove_files(state, numbers[0] if version else None)
+            await life.rescan(state)
+            await life.bring_about(state)
+            if not version:
+                life.states.pop(state.name, None)
+            return {"id": state.name, "versions": [str(number) for number in numbers]}
+
+    async def _let_go_for_good(self, state: ModelState, numbers: list[int]) -> None:
+        for version in [v for v in self._lifecycle.catalogue.of_model(state.name) if v.number in numbers]:
+            await self._lifecycle.deployment.unload(version)
+
+    async def remove_files(self, state: ModelState, number: int | None) -> None:
+        """Raises StorageFailed: the record is gone then, and the files stay (and are found again)."""
+        repository = self._lifecycle.settings.model_repository
+        if state.entry is not None:
+            await self._lifecycle.registry_call(storage.remove, repository, state.name, number)
+
+    # --- records ---
+
+    async def history(self, arguments: Arguments, actor: str) -> dict[str, Any]:
+        limit = arguments["limit"] or HISTORY_DEFAULT
+        if not 0 < limit <= HISTORY_MAX:
+            raise InvalidInput(f"limit is {limit}; expected 1 to {HISTORY_MAX}", field="limit")
+        life = self._lifecycle
+        rows: list[AuditRow] = await life.registry_call(life.registry.history, arguments["id"], limit)
+        if arguments["id"] and not rows:
+            life.find(arguments["id"])
+        return {"entries": [_history_entry(row) for row in rows]}
+
+    async def list_records(self, arguments: Arguments, actor: str) -> dict[str, Any]:
+        states = [s for s in self._lifecycle.states.values() if s.entry is not None or s.row is not None]
+        found = [record_of(state, self._lifecycle.catalogue) for state in sorted(states, key=lambda state: state.name)]
+        return {"models": found, "count": len(found)}
+
+    async def get_record(self, arguments: Arguments, actor: str) -> dict[str, Any]:
+        return record_of(self._lifecycle.find(arguments["id"]), self._lifecycle.catalogue)
+
+    async def register(self, arguments: Arguments, actor: str) -> dict[str, Any]:
+        name = arguments["id"] or arguments["name"]
+        check_name(name)
+        if arguments["framework"] not in ("", "onnx"):
+            raise InvalidInput('framework: expected "onnx" or nothing', field="framework")
+        _check_stage(arguments["stage"] or "none")
+        _check_labels(arguments["labels"])
+        state = self._lifecycle.state_for_upload(name)
+        async with state.lock:
+            return await self._register(state, arguments, actor)
+
+    async def _register(self, state: ModelState, arguments: Arguments, actor: str) -> dict[str, Any]:
+        life, version = self._lifecycle, arguments["version"]
+        if (state.row is not None or state.entry is not None) and not version:
+            raise AlreadyExists(f"model '{state.name}' is registered already; change its record, or add a version")
+        labels = {**arguments["labels"], **({"endpoint": arguments["endpoint"]} if arguments["endpoint"] else {})}
+        rows = []
+        if version:
+            number, version_name = next_number(state, version)
+            if number in state.rows or number in state.present:
+                raise AlreadyExists(f"model '{state.name}' has version {number} already")
+            stage = arguments["stage"] or "none"
+            rows = [
+                VersionRow(
+                    state.name, number, version_name, stage, labels=labels, source="register",
+                    created_at=now_text(), created_by=actor, present=False,
+                )
+            ]  # fmt: skip
+        row = state.row or ModelRow(
+            state.name, arguments["name"] or state.name, arguments["description"], labels, now_text(), actor
+        )
+        await life.commit(state, "register", actor, version=version, row=row, rows=rows)
+        return record_of(state, life.catalogue)
+
+    async def update_record(self, arguments: Arguments, actor: str) -> dict[str, Any]:
+        life = self._lifecycle
+        state = life.find(arguments["id"])
+        _check_labels(arguments["labels"])
+        async with state.lock:
+            if arguments["version"]:
+                rows, row = [self._updated_version(state, arguments, actor)], None
+            elif arguments["stage"]:
+                raise InvalidInput("a stage is a version's: name the version", field="version")
+            else:
+                rows, row = [], self._updated_model(state, arguments, actor)
+            detail = {key: value for key, value in arguments.items() if value and key not in ("id", "version")}
+            await life.commit(state, "update", actor, version=arguments["version"], row=row, rows=rows, detail=detail)
+            return record_of(state, life.catalogue)
+
+    def _updated_version(self, state: ModelState, arguments: Arguments, actor: str) -> VersionRow:
+        number = state.number_of(arguments["version"])
+        if number not in state.rows and number not in state.present:
+            raise UnknownModel(f"model '{state.name}' has no version {number}")
+        known = self._row(state, number, actor)
+        stage = arguments["stage"] or known.stage
+        _check_stage(stage)
+        return dataclasses.replace(known, stage=stage, labels=arguments["labels"] or known.labels)
+
+    def _updated_model(self, state: ModelState, arguments: Arguments, actor: str) -> ModelRow:
+        known = state.row or ModelRow(state.name, created_at=now_text(), created_by=actor)
+        given = {key: arguments[key] for key in ("name", "description", "labels") if arguments[key]}
+        return dataclasses.replace(known, **given)
+
+    # --- Triton's, and sentinel's reload ---
+
+    async def repository_load(self, arguments: Arguments, actor: str) -> dict[str, Any]:
+        await self.load({"id": arguments["model_name"], "version": ""}, actor)
+        return {}
+
+    async def repository_unload(self, arguments: Arguments, actor: str) -> dict[str, Any]:
+        await self.unload({"id": arguments["model_name"], "version": ""}, actor)
+        return {}
+
+    async def _known_or_found(self, name: str) -> ModelState:
+        """A model's state; one that has come into the repository meanwhile is taken up. Raises UnknownModel."""
+        life = self._lifecycle
+        known = life.states.get(name)
+        if known is not None and known.entry is not None:
+            return known
+        if not is_model_name(name):
+            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+        state = life.state_for_upload(name)
+        await life.rescan(state)
+        if state.entry is None and state.row is None:
+            life.states.pop(name, None)
+            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+        return state
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidInput when `name` may not be a model's id."""
+    if not is_model_name(name):
+        raise InvalidInput(
+            "the id must be 1 to 64 of a-z, 0-9, '.', '_' and '-', begin with a letter or digit, have no '..', and be"
+            " neither `info` nor `upload`",
+            field="id",
+        )
+
+
+def next_number(state: ModelState, version: str) -> tuple[int, str]:
+    """(number, name) of a version to be added: a number is itself, another name gets the next free number."""
+    if any(version and row.version_name == version for row in state.rows.values()):
+        raise AlreadyExists(f"model '{state.name}' has version '{version}' already; its content is not changed")
+    try:
+        if version:
+            return state.number_of(version), ""
+    except InvalidInput:
+        if len(version) > 64 or not version.isprintable():
+            raise InvalidInput("a version's name may have 64 printable characters", field="version") from None
+    return max([*state.present, *state.rows, 0]) + 1, version
+
+
+def _check_stage(stage: str) -> None:
+    if stage not in STAGES:
+        raise InvalidInput(f'stage is "{stage}"; expected one of {", ".join(STAGES)}', field="stage")
+
+
+def _check_labels(labels: dict[str, str]) -> None:
+    if len(labels) > LABELS_MAX or any(len(key) > 128 or len(value) > 1024 for key, value in labels.items()):
+        raise InvalidInput(f"at most {LABELS_MAX} labels, names of 128 and values of 1024 characters", field="labels")
+
+
+def _history_entry(row: AuditRow) -> dict[str, Any]:
+    return {
+        "sequence": row.sequence,
+        "at": row.at,
+        "actor": row.actor,
+        "action": row.action,
+        "model": row.model,
+        "version": row.version,
+        "detail": json.dumps(dict(row.detail), ensure_ascii=False, sort_keys=True) if row.detail else "",
+    }

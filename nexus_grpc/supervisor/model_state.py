@@ -1,0 +1,168 @@
+"""A model as the supervisor knows it: what lies in the repository, what the registry says, what is to be in memory.
+
+Pure: no process, no file. lifecycle.py brings the world in line with it.
+"""
+
+import asyncio
+import dataclasses
+import os
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from nexus_grpc.ipc.errors import InvalidInput, UnknownModel
+from nexus_grpc.registry.records import ModelRow, VersionRow
+from nexus_grpc.repository import CONFIG_FILE, ModelEntry
+from nexus_grpc.supervisor.catalogue import READY, UNAVAILABLE, UNLOADED, Catalogue, Version
+from nexus_grpc.traffic.policy import ModelTraffic, versions
+
+_NUMBER = re.compile(r"[vV]?([1-9][0-9]{0,17})", re.ASCII)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class ModelState:
+    """One model.
+
+    Attributes:
+        entry: as the repository had it last; None when there is no folder.
+        row, rows: the registry's record of the model and, by number, of its versions.
+        traffic: which version answers; also in `row`.
+        lingering: versions that stay loaded for a while, for a rollback: until when (CLOCK_MONOTONIC seconds).
+        failures: why a version could not be loaded, by number; not tried again before its files change or one asks.
+        tried: fingerprints of files that have passed a trial load.
+        loading: versions being loaded now.
+        current: where the `current` link led when it was last looked at.
+        was_serving: the version that answered requests which name none, last time.
+    """
+
+    name: str
+    entry: ModelEntry | None = None
+    row: ModelRow | None = None
+    rows: dict[int, VersionRow] = dataclasses.field(default_factory=dict)
+    traffic: ModelTraffic = dataclasses.field(default_factory=ModelTraffic)
+    lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
+    lingering: dict[int, float] = dataclasses.field(default_factory=dict)
+    failures: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    tried: set[str] = dataclasses.field(default_factory=set)
+    loading: set[int] = dataclasses.field(default_factory=set)
+    current: int | None = None
+    was_serving: int | None = None
+
+    def path_of(self, number: int) -> str:
+        """The version's file. Raises UnknownModel when there is none."""
+        for present in self.entry.present if self.entry is not None else ():
+            if present.version == number:
+                return str(present.path.resolve())
+        raise UnknownModel(f"model '{self.name}' has no version {number}; {self._known()}")
+
+    def _known(self) -> str:
+        numbers = ", ".join(str(each.version) for each in (self.entry.present if self.entry is not None else ()))
+        return f"there is: {numbers or 'none'}"
+
+    @property
+    def present(self) -> frozenset[int]:
+        return frozenset(each.version for each in self.entry.present) if self.entry is not None else frozenset()
+
+    def number_of(self, text: str) -> int:
+        """The number that a version's name means: "2", "v2" or what its uploader called it.
+
+        Raises InvalidInput or UnknownModel.
+        """
+        for number, row in self.rows.items():
+            if text and row.version_name == text:
+                return number
+        match = _NUMBER.fullmatch(text)
+        if match is None:
+            raise InvalidInput(f"'{text}' is no version of model '{self.name}'; {self._known()}", field="version")
+        return int(match[1])
+
+    def name_of(self, number: int) -> str:
+        row = self.rows.get(number)
+        return row.version_name if row is not None else ""
+
+    def wanted(self, explicit: bool, started_with: Iterable[str] = ()) -> set[int]:
+        """The versions that are to be in memory, of those that have a file.
+
+        Args:
+            explicit: only what was asked for (--model-control explicit).
+            started_with: the models that --load-model names; "*" for all.
+        """
+        by_policy = {each.version for each in self.entry.versions} if self.entry is not None else set()
+        if explicit and not {self.name, "*"} & set(started_with):
+            by_policy = set()
+        asked = {number for number, row in self.rows.items() if row.wanted == "loaded"}
+        refused = {number for number, row in self.rows.items() if row.wanted == "unloaded"}
+        return (((by_policy | asked) - refused) | set(versions(self.traffic)) - refused) & self.present
+
+    def fingerprint(self, number: int) -> str:
+        """Changes when the version's file, or the model's configuration, does."""
+        if self.entry is None:
+            return ""
+        return f"{file_fingerprint(self.path_of(number))} {file_fingerprint(str(self.entry.path / CONFIG_FILE))}"
+
+
+def file_fingerprint(path: str) -> str:
+    """Modification time, size and inode; empty when there is no such file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    return f"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}"
+
+
+def loaded(catalogue: Catalogue, name: str) -> dict[int, Version]:
+    """A model's READY versions by number; of two of one number the later one."""
+    ready = [v for v in catalogue.of_model(name) if v.state == READY and not v.retiring]
+    return {version.number: version for version in sorted(ready, key=lambda version: version.incarnation)}
+
+
+def serving(state: ModelState, catalogue: Catalogue) -> int | None:
+    """The version that answers requests which name none: the chosen one, or the newest that is ready."""
+    ready = loaded(catalogue, state.name)
+    primary = state.traffic.primary
+    if primary is not None:
+        return primary if primary in ready else None
+    shadow = {state.traffic.shadow.version} if state.traffic.shadow is not None else set()
+    selected = {each.version for each in state.entry.versions} if state.entry is not None else set()
+    return max(set(ready) - (shadow - selected), default=None)
+
+
+def routing(state: ModelState, catalogue: Catalogue) -> dict[str, Any]:
+    """The model's part of the fronts' table (see front/routes.py)."""
+    ready, number = loaded(catalogue, state.name), serving(state, catalogue)
+    message: dict[str, Any] = {
+        "serving": ready[number].slot if number is not None else 0,
+        "serving_version": str(number) if number is not None else "",
+        "balance": state.traffic.balance,
+    }
+    experiment = state.traffic.experiment
+    if experiment is not None and number is not None:
+        arms = [arm for arm in catalogue.arms_of(state.name) if arm.state == READY and not arm.retiring]
+        slots = {arm.variant: arm.slot for arm in arms}
+        message["arms"] = [slots.get(arm.variant, ready[number].slot) for arm in experiment.arms]
+        message["assignment"], message["salt"] = experiment.assignment, experiment.id
+        message["candidate_version"] = str(experiment.arms[1].version)
+        sticky = experiment.sticky
+        message["sticky"] = [sticky.kind, sticky.name] if sticky is not None else None
+    return message
+
+
+def not_in_memory(state: ModelState, catalogue: Catalogue) -> list[tuple[str, str, str]]:
+    """(version, state, reason) of what is known of a model and not in memory, nor on the way there."""
+    there = {version.number for version in catalogue.of_model(state.name) if not version.retiring}
+    found = []
+    for number in sorted(state.present - there):
+        if number in state.failures:
+            found.append((str(number), UNAVAILABLE, state.failures[number][1]))
+        elif number in state.loading:
+            found.append((str(number), "LOADING", ""))
+        else:
+            found.append((str(number), UNLOADED, "unloaded"))
+    if state.entry is not None and not state.present and not there:
+        found.append(("", UNAVAILABLE, state.entry.error or "the model has no versions"))
+    return found
+
+
+def all_of(catalogue: Catalogue, name: str) -> dict[int, Version]:
+    """A model's versions by number, ready or not."""
+    return {version.number: version for version in catalogue.of_model(name)}

@@ -1,0 +1,150 @@
+"""Models' files: put into the repository and taken out of it, each by one atomic rename. Runs in a thread.
+
+    commit: staging/<token>/…  complete and on the disk  ──rename──▶  <model>/<version>/   (or <model>/ when it is new)
+    remove: <model>/<version>/  ──rename──▶  staging/<token>/…  ──▶  deleted
+
+A crash before the rename leaves something in staging only, which the next start clears; one after it leaves a complete
+version.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nexus_grpc.ipc.errors import AlreadyExists, StorageFailed
+from nexus_grpc.repository import MODEL_FILE
+from nexus_grpc.staging import failed, staged_name, staging_folder, sweep
+
+INFO_FILE = "model_info.json"
+CURRENT_LINK = "current"
+_CHUNK_BYTES = 1 << 20
+_TARGET = re.compile(r"v?([1-9][0-9]{0,17})/?", re.ASCII)
+
+
+def commit(repository: Path, staged: Path, model: str, version: int, info: Mapping[str, Any]) -> Path:
+    """Make a staged file a version of a model; return the model file's path.
+
+    Raises AlreadyExists when the version is there, StorageFailed when the disk does not take it; nothing is left then.
+    """
+    temporary = staging_folder(repository) / staged_name("commit")
+    home, target = repository / model, repository / model / str(version)
+    if target.exists():
+        raise _exists(model, version)
+    try:
+        _build(temporary / model / str(version), staged, info)
+        try:
+            if home.is_dir():
+                os.rename(temporary / model / str(version), target)
+            else:
+                os.rename(temporary / model, home)
+            _sync(home)
+            _sync(repository)
+        except FileExistsError:
+            raise _exists(model, version) from None
+        except OSError:
+            _take_back(repository, model, version, temporary)
+            raise
+        return target / MODEL_FILE
+    except OSError as error:
+        raise failed(error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exists(model: str, version: int) -> AlreadyExists:
+    return AlreadyExists(f"model '{model}' has version {version} already; upload it as another version")
+
+
+def _build(folder: Path, staged: Path, info: Mapping[str, Any]) -> None:
+    """A complete version folder, on the disk."""
+    os.makedirs(folder, mode=0o755)
+    os.rename(staged, folder / MODEL_FILE)
+    os.chmod(folder / MODEL_FILE, 0o644)
+    descriptor = os.open(folder / INFO_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump(dict(info), file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(folder / MODEL_FILE)
+    for each in (folder, folder.parent):
+        _sync(each)
+
+
+def _take_back(repository: Path, model: str, version: int, temporary: Path) -> None:
+    """Undo a rename whose sync failed."""
+    target = repository / model / str(version)
+    if target.exists() and not (temporary / model / str(version)).exists():
+        with contextlib.suppress(OSError):
+            _remove_version(repository, model, version)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def uncommit(repository: Path, model: str, version: int) -> None:
+    """Take a version back that the registry did not. What cannot be removed is logged by the next look at the files."""
+    with contextlib.suppress(OSError, StorageFailed):
+        _remove_version(repository, model, version)
+
+
+def remove(repository: Path, model: str, version: int | None) -> None:
+    """Delete a version's files, or (None) the whole model's. Gone already is fine. Raises StorageFailed."""
+    try:
+        if version is not None:
+            _remove_version(repository, model, version)
+        else:
+            _remove_folder(repository, repository / model)
+    except OSError as error:
+        raise failed(error) from None
+
+
+def _remove_version(repository: Path, model: str, version: int) -> None:
+    """The last version takes the model's folder along, unless something of its owner's is in it."""
+    home = repository / model
+    _remove_folder(repository, home / str(version))
+    with contextlib.suppress(OSError):
+        os.rmdir(home)
+    _sync(repository)
+
+
+def _remove_folder(repository: Path, folder: Path) -> None:
+    if not folder.exists():
+        return
+    grave = staging_folder(repository) / staged_name("removed")
+    os.rename(folder, grave)
+    _sync(folder.parent)
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+def sweep_all(repository: Path) -> None:
+    """Clear what a server that crashed left in staging; other servers may use the repository now."""
+    sweep(repository, lambda pid: pid != os.getpid() and os.path.exists(f"/proc/{pid}"))
+
+
+def file_sha256(path: Path) -> str:
+    """As hexadecimal digits. Raises OSError."""
+    content = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            content.update(chunk)
+    return content.hexdigest()
+
+
+def read_current(repository: Path, model: str) -> int | None:
+    """The version that the model's `current` link names; None without one, or when it leads elsewhere."""
+    try:
+        match = _TARGET.fullmatch(os.readlink(repository / model / CURRENT_LINK))
+    except OSError:
+        return None
+    return int(match[1]) if match else None

@@ -1,0 +1,237 @@
+"""Experiments as people run them: start, split, ramp, promote, abort, shadow; and the ramp's own steps.
+
+The policy itself (nexus_grpc/traffic/) is pure; here a change is checked, its versions are loaded, it is committed, and
+only then takes effect: in one table for each front.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+from nexus_grpc import logs
+from nexus_grpc.ipc.errors import InvalidInput, NexusError, StateConflict
+from nexus_grpc.supervisor.experiments import status
+from nexus_grpc.supervisor.lifecycle import Lifecycle
+from nexus_grpc.supervisor.model_state import ModelState
+from nexus_grpc.supervisor.variant_statistics import VariantStatistics
+from nexus_grpc.traffic import policy
+from nexus_grpc.traffic import ramp as ramps
+from nexus_grpc.traffic.guards import parse_guards
+from nexus_grpc.traffic.policy import ModelTraffic, Sticky, basis_points
+from nexus_grpc.traffic.statistics import VariantStats
+
+RAMP_ACTOR = "ramp"
+TICK_SECONDS = 0.5
+
+
+class TrafficOperations:
+    """One method per operation of nexus.v1.Traffic: (arguments, actor) → ExperimentStatus as JSON."""
+
+    def __init__(self, lifecycle: Lifecycle, statistics: VariantStatistics) -> None:
+        self._lifecycle = lifecycle
+        self._statistics = statistics
+        self._log = logs.logger()
+
+    # --- operations ---
+
+    async def setup(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
+        state = self._model(arguments["model"], needs_experiment=False)
+        async with state.lock:
+            serving = self._serving(state)
+            candidates = [(arguments["candidate_version"], arguments["percent"])]
+            candidates += [(each["version"], each["percent"]) for each in arguments["more"]]
+            if not arguments["candidate_version"]:
+                text = "candidate_version is missing: it names the version to try"
+                raise InvalidInput(text, field="candidate_version")
+            shares = [(state.number_of(text), basis_points(percent)) for text, percent in candidates]
+            sticky = _sticky(arguments.get("sticky"))
+            traffic = policy.start(state.traffic, serving, shares, sticky, time.time())
+            for number, _ in shares:
+                await self._lifecycle.ensure_loaded(state, number)
+            detail = {"shares": {str(number): share / 100 for number, share in shares}}
+            version = str(shares[0][0])
+            return await self._commit(state, "experiment", actor, traffic, version=version, detail=detail)
+
+    async def split(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
+        state = self._model(arguments["model"])
+        async with state.lock:
+            experiment = _experiment(state)
+            shares = {experiment.arms[1].version: basis_points(arguments["percent"])}
+            if arguments["shares"]:
+                given = arguments["shares"]
+                shares = {state.number_of(each["version"]): basis_points(each["percent"]) for each in given}
+            traffic = policy.split(state.traffic, shares)
+            detail = {"shares": {str(number): share / 100 for number, share in shares.items()}}
+            return await self._commit(state, "split", actor, traffic, detail=detail)
+
+    async def ramp(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
+        state = self._model(arguments["model"])
+        async with state.lock:
+            _experiment(state)
+            guards = tuple(arguments["guards"])
+            parse_guards(guards)
+            traffic = policy.begin_ramp(
+                state.traffic,
+                tuple(basis_points(step) for step in arguments["steps"]),
+                arguments["every_seconds"],
+                guards,
+                arguments["min_requests"] or 50,
+                time.time(),
+            )
+            self._statistics.begin_step(state.name)
+            detail = {"steps": arguments["steps"], "every_seconds": arguments["every_seconds"], "guards": list(guards)}
+            return await self._commit(state, "ramp", actor, traffic, detail=detail)
+
+    async def promote(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
+        state = self._model(arguments["model"])
+        async with state.lock:
+            _experiment(state)
+            number = state.number_of(arguments["version"]) if arguments["version"] else None
+            traffic = policy.promote(state.traffic, number)
+            version = str(traffic.primary)
+            return await self._commit(state, "promote", actor, traffic, version=version)
+
+    async def abort(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
+        state = self._model(arguments["model"])
+        async with state.lock:
+            _experiment(state)
+            return await self._commit(state, "abort", actor, policy.abort(state.traffic))
+
+    async def shadow(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
+        state = self._model(arguments["model"], needs_experiment=False)
+        async with state.lock:
+            share = basis_points(arguments["percent"])
+            number = state.number_of(arguments["candidate_version"]) if share else None
+            if number is not None:
+                if number == self._serving(state):
+                    raise InvalidInput(f"version {number} answers already: a shadow is another version")
+                await self._lifecycle.ensure_loaded(state, number)
+            traffic = policy.with_shadow(state.traffic, policy.Shadow(number, share) if number is not None else None)
+            detail = {"percent": arguments["percent"]}
+            return await self._commit(state, "shadow", actor, traffic, version=str(number or ""), detail=detail)
+
+    async def balance(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
+        state = self._model(arguments["model"], needs_experiment=False)
+        async with state.lock:
+            traffic = policy.with_balance(state.traffic, arguments["balance"])
+            return await self._commit(state, "balance", actor, traffic, detail={"balance": arguments["balance"]})
+
+    async def status(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
+        return await self._status(self._model(arguments["model"], needs_experiment=False))
+
+    # --- common ---
+
+    def _model(self, name: str, *, needs_experiment: bool = True) -> ModelState:
+        """The model that is meant; the only one when none is named.
+
+        Raises UnknownModel, InvalidInput or StateConflict.
+        """
+        if name:
+            return self._lifecycle.find(name)
+        states = [state for state in self._lifecycle.states.values() if state.entry is not None]
+        running = [state for state in states if state.traffic.experiment is not None]
+        if len(running) == 1:
+            return running[0]
+        if len(states) == 1 and not (needs_experiment and not running):
+            return states[0]
+        if needs_experiment and not running:
+            raise StateConflict("no experiment runs: start one with POST /admin/ab/setup or `nexus ab start`")
+        names = ", ".join(sorted(state.name for state in (running or states))[:20])
+        raise InvalidInput(f'name the model: "model" is one of {names}', field="model")
+
+    def _serving(self, state: ModelState) -> int:
+        number = self._lifecycle.serving(state)
+        if number is None:
+            raise StateConflict(f"no version of model '{state.name}' answers requests: load one first")
+        return number
+
+    async def _commit(
+        self,
+        state: ModelState,
+        action: str,
+        actor: str,
+        traffic: ModelTraffic,
+        *,
+        version: str = "",
+        detail: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        before = state.traffic.experiment
+        try:
+            await self._lifecycle.commit(state, action, actor, version=version, detail=detail, traffic=traffic)
+        finally:
+            # Also after a failed commit: versions that were loaded for it go again.
+            await self._lifecycle.bring_about(state)
+        if before is None and traffic.experiment is not None:
+            self._statistics.begin(state.name, traffic.experiment.id)
+        return await self._status(state)
+
+    async def _status(self, state: ModelState) -> dict[str, Any]:
+        variants = self._statistics.of(state)
+        return await asyncio.to_thread(
+            status,
+            state.name,
+            state.traffic,
+            self._lifecycle.serving(state),
+            variants,
+            self._statistics.labels(state),
+            self._statistics.shadow(state),
+            time.time(),
+        )
+
+    # --- ramps ---
+
+    async def run(self) -> None:
+        """For ever: let ramps take their steps, and keep statistics over a restart."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            for state in list(self._lifecycle.states.values()):
+                experiment = state.traffic.experiment
+                if experiment is None or state.lock.locked():
+                    continue
+                try:
+                    await self._statistics.keep(state)
+                    if experiment.ramp is not None and experiment.ramp.state in ("running", "waiting"):
+                        await self._step(state)
+                except NexusError as error:
+                    self._log.error("a ramp could not take its step", model=state.name, reason=error.message)
+
+    async def _step(self, state: ModelState) -> None:
+        async with state.lock:
+            experiment = state.traffic.experiment
+            if experiment is None or experiment.ramp is None:
+                return
+            since = self._statistics.since_step(state)
+            nothing = VariantStats()
+            baseline, candidate = (since.get(arm.variant, nothing) for arm in experiment.arms[:2])
+            decision = ramps.decide(experiment.ramp, time.time(), baseline, candidate)
+            await self._follow(state, decision)
+
+    async def _follow(self, state: ModelState, decision: ramps.Decision) -> None:
+        if isinstance(decision, ramps.Wait):
+            return
+        if isinstance(decision, ramps.Advance):
+            traffic = policy.advance_ramp(state.traffic, time.time())
+            action = "ramp_step"
+            self._statistics.begin_step(state.name)
+        elif isinstance(decision, ramps.Promote):
+            traffic, action = policy.promote(state.traffic, None), "promote"
+        else:
+            traffic, action = policy.abort(state.traffic, decision.reason), "abort"
+        reason = getattr(decision, "reason", "")
+        self._log.info("ramp", model=state.name, action=action, reason=reason)
+        await self._commit(state, action, RAMP_ACTOR, traffic, detail={"reason": reason})
+
+
+def _experiment(state: ModelState) -> policy.Experiment:
+    if state.traffic.experiment is None:
+        raise StateConflict(f"no experiment runs on model '{state.name}': start one with POST /admin/ab/setup")
+    return state.traffic.experiment
+
+
+def _sticky(given: dict[str, str] | None) -> Sticky | None:
+    header, parameter = (given or {}).get("header", ""), (given or {}).get("parameter", "")
+    if header and parameter:
+        raise InvalidInput("sticky is either by header or by parameter", field="sticky")
+    if header:
+        return Sticky("header", header.lower())
+    return Sticky("parameter", parameter) if parameter else None

@@ -1,0 +1,132 @@
+"""An upload, once its file is here: trial, files in place, registry, load. Any failure leaves things as they were."""
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from nexus_grpc.ipc.errors import AlreadyExists, NexusError, StorageFailed
+from nexus_grpc.registry.records import ModelRow, VersionRow
+from nexus_grpc.repository import ModelEntry
+from nexus_grpc.supervisor import storage
+from nexus_grpc.supervisor.lifecycle import Lifecycle, now_text
+from nexus_grpc.supervisor.model_operations import check_name, next_number
+from nexus_grpc.supervisor.model_state import ModelState
+from nexus_grpc.supervisor.trial import Trial, try_model
+
+
+class Uploads:
+    """`receive` is the operation Models.Upload."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+
+    async def receive(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
+        """Take over a staged file (arguments: see front/upload.py). Raises NexusError; the staged file is gone then."""
+        staged = Path(arguments["staged"])
+        header = arguments["header"]
+        try:
+            check_name(header["id"])
+            state = self._lifecycle.state_for_upload(header["id"])
+            async with state.lock:
+                return await self._receive(state, staged, arguments, actor)
+        finally:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(os.unlink, staged)
+
+    async def _receive(self, state: ModelState, staged: Path, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
+        life, header = self._lifecycle, arguments["header"]
+        await life.rescan(state)
+        number, version_name = next_number(state, header["version"])
+        if number in state.present:
+            raise AlreadyExists(f"model '{state.name}' has version {number} already; upload it as another version")
+        known = state.rows.get(number)
+        entry = state.entry or ModelEntry(state.name, life.settings.model_repository / state.name)
+        trial = await try_model(str(staged), state.name, str(number), entry, life.settings)
+        row = VersionRow(
+            model=state.name,
+            version=number,
+            version_name=version_name or (known.version_name if known else ""),
+            stage=known.stage if known else "none",
+            sha256=arguments["sha256"],
+            size_bytes=arguments["size_bytes"],
+            labels={**(known.labels if known else {}), **header["labels"]},
+            source="upload",
+            created_at=now_text(),
+            created_by=actor,
+            wanted=_wanted(header["store_only"], life.settings.model_control == "explicit"),
+            info={"inputs": trial.inputs, "outputs": trial.outputs},
+        )
+        await self._commit(state, staged, row, header, actor)
+        if not header["store_only"]:
+            await self._load(state, row, actor)
+        return self._answer(state, row, trial)
+
+    async def _commit(
+        self, state: ModelState, staged: Path, row: VersionRow, header: dict[str, Any], actor: str
+    ) -> None:
+        """Files first, then the registry; without the registry the files go again."""
+        life, repository = self._lifecycle, self._lifecycle.settings.model_repository
+        info = {
+            "id": state.name,
+            "name": header["name"] or state.name,
+            "version": str(row.version),
+            "version_name": row.version_name,
+            "sha256": row.sha256,
+            "size_bytes": row.size_bytes,
+            "created_at": row.created_at,
+            **row.info,
+        }
+        await asyncio.to_thread(storage.commit, repository, staged, state.name, row.version, info)
+        try:
+            known = state.row or ModelRow(state.name, header["name"] or state.name, "", {}, row.created_at, actor)
+            detail = {"sha256": row.sha256, "size_bytes": row.size_bytes, "version_name": row.version_name}
+            version = str(row.version)
+            traffic = life.earlier(state) if not header["store_only"] and life.serving(state) is not None else None
+            await life.commit(
+                state, "upload", actor, version=version, row=known, rows=[row], detail=detail, traffic=traffic
+            )
+        except StorageFailed:
+            await asyncio.to_thread(storage.uncommit, repository, state.name, row.version)
+            await life.rescan(state)
+            raise
+        await life.rescan(state)
+
+    async def _load(self, state: ModelState, row: VersionRow, actor: str) -> None:
+        """What passed its trial and cannot be loaded all the same is taken back."""
+        life = self._lifecycle
+        failed = await life.bring_about(state, retry=True)
+        if row.version not in failed:
+            return
+        error: NexusError = failed[row.version]
+        detail = {"reason": error.message}
+        version = str(row.version)
+        await life.commit(state, "upload_undone", actor, version=version, delete_versions=[row.version], detail=detail)
+        await asyncio.to_thread(storage.uncommit, life.settings.model_repository, state.name, row.version)
+        await life.rescan(state)
+        await life.bring_about(state)
+        raise error
+
+    def _answer(self, state: ModelState, row: VersionRow, trial: Trial) -> dict[str, Any]:
+        number = self._lifecycle.serving(state)
+        return {
+            "model": {
+                "id": state.name,
+                "name": state.row.name if state.row is not None else state.name,
+                "version": str(row.version),
+                "path": f"{state.name}/{row.version}/model.onnx",
+                "version_name": row.version_name,
+                "sha256": row.sha256,
+                "size_bytes": row.size_bytes,
+            },
+            "info": {"inputs": trial.inputs, "outputs": trial.outputs},
+            "state": "UNLOADED" if row.wanted == "unloaded" else "READY",
+            "active": number == row.version,
+        }
+
+
+def _wanted(store_only: bool, explicit: bool) -> str:
+    if store_only:
+        return "unloaded"
+    return "loaded" if explicit else "auto"

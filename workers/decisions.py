@@ -1,0 +1,93 @@
+"""What a classifier's probabilities decide: the class, and what reaching a threshold, or not, is called."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from nexus_grpc.ipc.errors import ModelNotServable
+from workers.model import Decision, Model
+
+
+class Verdict(NamedTuple):
+    """One row's. Empty and 0 where nothing can be said."""
+
+    predicted_class: str = ""
+    decision: str = ""
+    threshold_used: float = 0.0
+
+
+_NOTHING = Verdict()
+
+
+def decision_of(policy: dict[str, Any] | None, model: Model) -> Decision | None:
+    """The model's decision, checked against its outputs.
+
+    Args:
+        policy: nexus_grpc.model_config.DecisionPolicy as plain values; None without one.
+
+    Raises ModelNotServable when they do not fit together.
+    """
+    if policy is None:
+        return None
+    if model.probabilities_index < 0:
+        raise ModelNotServable(
+            f"config.pbtxt of '{model.name}' sets labels or a decision, but no output is probabilities"
+        )
+    spec = model.outputs[model.probabilities_index]
+    labels = tuple(policy["labels"]) or spec.labels
+    count = spec.shape[-1] if spec.shape else -1
+    if policy["labels"] and count > 1 and len(labels) != count:
+        raise ModelNotServable(
+            f"config.pbtxt of '{model.name}' has {len(labels)} labels, output '{spec.name}' has {count} classes"
+        )
+    return Decision(
+        labels=labels,
+        positive_index=_positive_index(model.name, policy["positive_class"], labels, count),
+        threshold=policy["threshold"],
+        positive_name=policy["positive"] or "positive",
+        negative_name=policy["negative"] or "negative",
+    )
+
+
+def _positive_index(name: str, positive: str, labels: Sequence[str], count: int) -> int:
+    if not positive:
+        if count not in (-1, 1, 2):
+            raise ModelNotServable(f"config.pbtxt of '{name}' must say which of {count} classes is the positive_class")
+        return 0 if count == 1 else 1
+    if positive in labels:
+        return list(labels).index(positive)
+    if positive.isascii() and positive.isdecimal() and (count < 0 or int(positive) < count):
+        return int(positive)
+    raise ModelNotServable(
+        f"config.pbtxt of '{name}': positive_class '{positive}' is no class; there is: {', '.join(labels)}"
+    )
+
+
+def verdict(model: Model, probabilities: Sequence[Any]) -> Verdict:
+    """What one row's probabilities (of the model's classes, or of the positive one alone) say."""
+    if not probabilities or not isinstance(probabilities[0], float):
+        return _NOTHING
+    decision = model.decision
+    if decision is None or decision.threshold is None or decision.positive_index >= len(probabilities):
+        return Verdict(_class_name(model, _largest(probabilities)))
+    is_positive = probabilities[decision.positive_index] >= decision.threshold
+    name = decision.positive_name if is_positive else decision.negative_name
+    return Verdict(_decided_class(model, decision, probabilities, is_positive), name, decision.threshold)
+
+
+def _decided_class(model: Model, decision: Decision, probabilities: Sequence[float], is_positive: bool) -> str:
+    """The positive class, or the likeliest of the others."""
+    if len(probabilities) == 1:
+        return _class_name(model, int(is_positive)) if len(decision.labels) == 2 else str(int(is_positive))
+    if is_positive:
+        return _class_name(model, decision.positive_index)
+    others = [-1.0 if index == decision.positive_index else p for index, p in enumerate(probabilities)]
+    return _class_name(model, _largest(others))
+
+
+def _largest(probabilities: Sequence[float]) -> int:
+    return max(range(len(probabilities)), key=probabilities.__getitem__)
+
+
+def _class_name(model: Model, index: int) -> str:
+    labels = model.class_labels
+    return labels[index] if index < len(labels) else str(index)

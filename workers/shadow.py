@@ -1,0 +1,123 @@
+"""Shadows: copies of a model's batches, run on a candidate when nothing else is to be done, compared and thrown away.
+
+A copy is the batch's arrays, which nobody else needs any more. At most BACKLOG_MAX wait; what comes on top is dropped
+and counted. So a shadow costs the answers nothing but the time of one batch of it, at worst.
+"""
+
+import collections
+import random
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from nexus_grpc.ipc.errors import NexusError
+from nexus_grpc.ipc.stats import WorkerStats
+from workers.model import Model
+from workers.results import BatchResult
+from workers.session import as_served
+from workers.tensors import Array
+
+BACKLOG_MAX = 64
+BASIS_POINTS = 10_000
+# Two models' probabilities or values that differ by less agree.
+RTOL, ATOL = 1e-3, 1e-5
+_random = random.Random().random
+
+
+class _Copy(NamedTuple):
+    slot: int
+    candidate: int
+    feeds: dict[str, Array]
+    outputs: list[Array]
+    rows: int
+    primary_ns: int
+
+
+class Shadows:
+    """Used on the loop's thread. `sources` is empty while nothing is shadowed.
+
+    Args:
+        model_of: the model in a slot.
+    """
+
+    def __init__(self, model_of: Callable[[int], Model | None]) -> None:
+        self._model_of = model_of
+        self.sources: dict[int, tuple[int, float]] = {}
+        self._waiting: collections.deque[_Copy] = collections.deque()
+
+    def set(self, slot: int, candidate: int, basis_points: int) -> None:
+        """Copy this share of the slot's batches to another; 0 for none."""
+        if candidate and basis_points:
+            self.sources[slot] = (candidate, basis_points / BASIS_POINTS)
+        else:
+            self.forget(slot)
+
+    def forget(self, slot: int) -> None:
+        """A slot is shadowed no longer, and nobody's shadow either."""
+        self.sources = {
+            source: (candidate, share)
+            for source, (candidate, share) in self.sources.items()
+            if slot not in (source, candidate)
+        }
+        kept = [copy for copy in self._waiting if slot not in (copy.slot, copy.candidate)]
+        self._waiting = collections.deque(kept)
+
+    def copy(
+        self, slot: int, feeds: dict[str, Array], result: BatchResult, primary_ns: int, stats: WorkerStats
+    ) -> None:
+        """Keep a batch that was just answered, if its slot is shadowed and it is chosen."""
+        candidate, share = self.sources.get(slot, (0, 0.0))
+        if not candidate or (share < 1 and _random() >= share):
+            return
+        if len(self._waiting) >= BACKLOG_MAX:
+            stats.shadow_dropped(slot)
+            return
+        rows = max(1, result.rows)
+        self._waiting.append(_Copy(slot, candidate, feeds, result.outputs, rows, primary_ns))
+
+    def run_one(self, stats: WorkerStats) -> bool:
+        """Run the oldest copy. False when there is none."""
+        if not self._waiting:
+            return False
+        copy = self._waiting.popleft()
+        candidate, primary = self._model_of(copy.candidate), self._model_of(copy.slot)
+        if candidate is None or primary is None:
+            return True
+        started_ns = time.monotonic_ns()
+        stats.busy(started_ns)
+        try:
+            outputs = candidate.run(copy.feeds, False)
+            candidate_ns = time.monotonic_ns() - started_ns
+            served = [as_served(spec, output) for spec, output in zip(candidate.outputs, outputs, strict=True)]
+            disagreed = disagreeing(primary, copy.outputs, candidate, served, copy.rows)
+        except (NexusError, ValueError):
+            stats.shadow_failed(copy.slot)
+        else:
+            stats.shadowed(copy.slot, copy.rows, disagreed, copy.primary_ns * copy.rows, candidate_ns * copy.rows)
+        return True
+
+
+def disagreeing(primary: Model, outputs: list[Array], candidate: Model, others: list[Array], rows: int) -> int:
+    """How many rows two models answer differently: another class where they classify, else another value.
+
+    Raises ValueError when their answers cannot be compared.
+    """
+    one = _answers(primary, outputs, rows)
+    other = _answers(candidate, others, rows)
+    if one.shape != other.shape:
+        raise ValueError(f"answers of shape {one.shape} and {other.shape}")
+    if one.dtype.kind in "fc" and other.dtype.kind in "fc":
+        same = np.isclose(one, other, RTOL, ATOL, equal_nan=True)
+    else:
+        same = one == other
+    return int(rows - np.count_nonzero(same.reshape(rows, -1).all(axis=1)))
+
+
+def _answers(model: Model, outputs: list[Array], rows: int) -> Array:
+    """(rows, …): the classes of the probabilities, or the first output."""
+    if model.probabilities_index >= 0 and model.outputs[model.probabilities_index].shape[-1:] != (1,):
+        classes: Array = outputs[model.probabilities_index].reshape(rows, -1).argmax(axis=1)
+        return classes
+    return outputs[0].reshape(rows, -1)

@@ -1,0 +1,182 @@
+"""A trial: one model file looked through, loaded and run once, in a process made for it and thrown away.
+
+`python -P -m workers.trial`, started by nexus_grpc.supervisor.trial. On stdin one JSON object, the control message that
+has a worker load a model, with `supervisor_pid` and `limits` beside it. On stdout JSON lines: {"step": "..."} before
+each step, so that a death tells what it was that killed, then the answer:
+
+    {"ok": true, "metadata": base64, "config": base64, "inputs": [...], "outputs": [...]}
+    {"ok": false, "kind": "not_onnx" | "refused" | "not_loadable" | "memory", "message": "..."}
+
+The model is not trusted: this process can write no file, has no working directory, a limited address space and
+processor time, few file descriptors, low priority, and dies with the supervisor.
+"""
+
+import base64
+import ctypes
+import json
+import os
+import resource
+import sys
+import tempfile
+from typing import Any, TextIO
+
+from nexus_grpc.ipc.process import start_child
+
+PR_SET_NO_NEW_PRIVS = 38
+NICENESS = 10
+# Standard streams, the model, warm-up files, the eventfds of onnxruntime's threads.
+OPEN_FILES_MAX = 64
+# A first run on more tells nothing that a smaller one would not, and takes as long as a user's.
+SAMPLE_BYTES_MAX = 64 << 20
+# How the allocators under ONNX Runtime (C++'s, its arena's, protobuf's) say that there is no memory.
+MEMORY_COMPLAINTS = ("bad allocation", "bad_alloc", "Failed to allocate memory", "out of memory", "Unable to allocate")
+
+
+class NoMemory(Exception):
+    """Loading or running needs more memory than it is given."""
+
+
+def main() -> None:
+    """Exit 0 with an answer; anything else says that the model killed this process, or that it is broken itself."""
+    order = json.load(sys.stdin)
+    # What a library prints must not come between the lines of the answer.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    start_child("trial", 0, order["supervisor_pid"], [])
+    os.nice(NICENESS)
+    _leave_folder()
+    tell(answers, {"step": "start"})
+    # Ours, and trusted: imported before the limits, which so count what the model takes alone.
+    import workers.loader
+    import workers.scan  # noqa: F401
+
+    confine(order["limits"])
+    tell(answers, attempt(order, answers))
+
+
+def tell(answers: TextIO, message: dict[str, Any]) -> None:
+    answers.write(json.dumps(message) + "\n")
+    answers.flush()
+
+
+def _leave_folder() -> None:
+    """The working directory becomes an empty one that is gone already: nothing to be read there, or left behind."""
+    try:
+        folder = tempfile.mkdtemp(prefix="nexus-trial-")
+    except OSError:
+        # A container without a writable folder. The scan has refused every relative path anyway.
+        os.chdir("/")
+        return
+    os.chdir(folder)
+    os.rmdir(folder)
+
+
+def confine(limits: dict[str, int]) -> None:
+    """Limit this process, for good; memory on top of what it has mapped already. Raises OSError."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    for kind, limit in (
+        (resource.RLIMIT_AS, mapped + limits["memory_bytes"]),
+        (resource.RLIMIT_CPU, limits["cpu_seconds"]),
+        (resource.RLIMIT_FSIZE, limits["file_bytes"]),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, OPEN_FILES_MAX),
+    ):
+        _soft, hard = resource.getrlimit(kind)
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        # A second between the two: SIGXCPU, which says why, comes at the soft limit; SIGKILL at the hard one.
+        later = 1 if kind == resource.RLIMIT_CPU and limit < hard else 0
+        resource.setrlimit(kind, (limit, limit + later))
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def attempt(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
+    """Scan, load, run; the answer."""
+    from nexus_grpc.ipc.errors import NexusError
+    from workers.scan import ScanRefused, scan_file
+
+    try:
+        tell(answers, {"step": "scan"})
+        scan_file(order["path"])
+        return _load_and_run(order, answers)
+    except ScanRefused as refused:
+        return {"ok": False, "kind": refused.kind, "message": str(refused)}
+    except (MemoryError, NoMemory):
+        return {"ok": False, "kind": "memory", "message": ""}
+    except NexusError as error:
+        return {"ok": False, "kind": _kind(error.message), "message": error.message}
+    except OSError as error:
+        return {"ok": False, "kind": "not_loadable", "message": f"a file cannot be read: {error.strerror}"}
+    except Exception as error:
+        # Whatever a strange file provokes: the same words as a worker has for it.
+        message = f"{type(error).__name__}: {error}"
+        return {"ok": False, "kind": _kind(message), "message": message}
+
+
+def _kind(message: str) -> str:
+    return "memory" if any(words in message for words in MEMORY_COMPLAINTS) else "not_loadable"
+
+
+def _load_and_run(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
+    from workers.loader import LoadOrder, config_of, load_model, metadata_of
+
+    tell(answers, {"step": "load"})
+    # One core: a trial runs beside workers that serve.
+    load_order = LoadOrder.from_message(order, 1)
+    model = load_model(load_order)
+    tell(answers, {"step": "run"})
+    _run_once(model)
+    return {
+        "ok": True,
+        "metadata": base64.b64encode(metadata_of(model).SerializeToString()).decode(),
+        "config": base64.b64encode(config_of(load_order, model).SerializeToString()).decode(),
+        "inputs": [_described(spec) for spec in model.inputs],
+        "outputs": [_described(spec) for spec in model.outputs],
+    }
+
+
+def _run_once(model: Any) -> None:
+    """One run on ones (or empty texts): to see that it comes back, whatever it says. Raises NoMemory."""
+    from nexus_grpc.ipc.errors import NexusError
+
+    feeds = {}
+    for spec in model.inputs:
+        feed = _sample(spec)
+        if feed is None:
+            return
+        feeds[spec.name] = feed
+    try:
+        model.run(feeds, False)
+    except NexusError as error:
+        # A model may well refuse such an input; not so a machine.
+        if _kind(error.message) == "memory":
+            raise NoMemory from None
+
+
+def _sample(spec: Any) -> Any:
+    """Dimensions of any size are 1; None when even so the input is too large for a sample."""
+    from workers.model import zeros
+    from workers.tensors import BYTES
+
+    shape = tuple(1 if dim == -1 else dim for dim in spec.shape)
+    size = spec.datatype.itemsize_bytes
+    for dim in shape:
+        size *= dim
+    if size > SAMPLE_BYTES_MAX:
+        return None
+    array = zeros(spec, shape)
+    if spec.datatype is not BYTES:
+        array[...] = 1
+    return array
+
+
+def _described(spec: Any) -> dict[str, Any]:
+    """A nexus.v1.TensorInfo as JSON; `dtype` is ONNX's number."""
+    from onnx import TensorProto
+
+    number = TensorProto.DataType.Value(spec.datatype.onnx.removeprefix("tensor(").removesuffix(")").upper())
+    return {"name": spec.name, "dtype": number, "shape": list(spec.shape), "datatype": spec.datatype.name}
+
+
+if __name__ == "__main__":
+    main()
