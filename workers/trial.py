@@ -83,7 +83,8 @@ def confine(limits: dict[str, int]) -> None:
         (resource.RLIMIT_NOFILE, OPEN_FILES_MAX),
     ):
         _soft, hard = resource.getrlimit(kind)
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        hard = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+        limit = min(limit, hard)
         # A second between the two: SIGXCPU, which says why, comes at the soft limit; SIGKILL at the hard one.
         later = 1 if kind == resource.RLIMIT_CPU and limit < hard else 0
         resource.setrlimit(kind, (limit, limit + later))

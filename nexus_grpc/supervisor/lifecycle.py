@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nexus_grpc import logs
-from nexus_grpc.ipc.errors import ModelNotServable, NexusError, UnknownModel
+from nexus_grpc.ipc.errors import ModelNotServable, NexusError, StorageFailed, UnknownModel
 from nexus_grpc.registry.records import Change, ModelRow, VersionRow
 from nexus_grpc.registry.store import Registry
 from nexus_grpc.repository import ModelEntry, scan_model
@@ -26,9 +26,7 @@ from nexus_grpc.supervisor.catalogue import Catalogue, Version
 from nexus_grpc.supervisor.deployment import Deployment
 from nexus_grpc.supervisor.model_state import ModelState
 from nexus_grpc.supervisor.trial import try_model
-from nexus_grpc.traffic.policy import ModelTraffic
-
-EARLIER_MAX = 20
+from nexus_grpc.traffic.policy import EARLIER_MAX, ModelTraffic
 
 
 class Lifecycle:
@@ -251,7 +249,7 @@ class Lifecycle:
         ready = model_state.loaded(self._catalogue, state.name)
         self._add_arms(state, ready)
         await self._load_arms(state)
-        self._linger(state)
+        await self._remember(state)
         self._update_shadow(state)
         self._show(state)
         await self.deployment.publish()
@@ -289,12 +287,20 @@ class Lifecycle:
             if arm.state == "LOADING" and not arm.pending:
                 await self.deployment.load(arm)
 
-    def _linger(self, state: ModelState) -> None:
-        """When another version answers now, the one before stays for a while."""
+    async def _remember(self, state: ModelState) -> None:
+        """When another version answers now, the one before stays for a while, and is what a rollback goes back to."""
         now = model_state.serving(state, self._catalogue)
         before, state.was_serving = state.was_serving, now
-        if before is not None and now is not None and now != before and self._settings.keep_previous_seconds:
+        if before is None or now is None or now == before:
+            return
+        if self._settings.keep_previous_seconds:
             state.lingering[before] = time.monotonic() + self._settings.keep_previous_seconds
+        if state.traffic.primary is None:
+            earlier = (*(each for each in state.traffic.earlier if each != before), before)[-EARLIER_MAX:]
+            traffic = dataclasses.replace(state.traffic, earlier=earlier)
+            # The change itself is committed: without this one a restart forgets what a rollback would go back to.
+            with contextlib.suppress(StorageFailed):
+                await self.commit(state, "", "", traffic=traffic, audited=False)
 
     async def _retire(self, state: ModelState) -> None:
         """Take out what nobody wants: arms of what is over, versions replaced, unloaded or no longer kept."""
@@ -335,14 +341,6 @@ class Lifecycle:
                     await self._retire(state)
                     self._show(state)
                     await self.deployment.publish()
-
-    def earlier(self, state: ModelState) -> ModelTraffic:
-        """The traffic policy, with the version that answers now remembered for a rollback."""
-        number = model_state.serving(state, self._catalogue)
-        known = state.traffic.earlier
-        if number is None or known[-1:] == (number,):
-            return state.traffic
-        return dataclasses.replace(state.traffic, earlier=(*known, number)[-EARLIER_MAX:])
 
     def serving(self, state: ModelState) -> int | None:
         return model_state.serving(state, self._catalogue)

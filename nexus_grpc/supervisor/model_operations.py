@@ -57,13 +57,8 @@ class ModelOperations:
             await self._load_number(state, number)
         asked = bool(version) or explicit
         rows = [self._row(state, n, actor, wanted="loaded" if asked else "auto") for n in numbers]
-        await life.commit(state, "load", actor, version=version, rows=rows, traffic=self._before(state, numbers))
+        await life.commit(state, "load", actor, version=version, rows=rows)
         await life.bring_about(state)
-
-    def _before(self, state: ModelState, numbers: list[int]) -> policy.ModelTraffic | None:
-        """Where the newest version answers: what answered until now is remembered."""
-        now = self._lifecycle.serving(state)
-        return self._lifecycle.earlier(state) if now is not None and now not in numbers else None
 
     async def _load_number(self, state: ModelState, number: int) -> None:
         """Raises ModelNotServable when it cannot be loaded."""

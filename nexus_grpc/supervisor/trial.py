@@ -216,7 +216,9 @@ class _Conversation:
         if code < 0 and any(words in complaint for words in ("bad_alloc", "MemoryError", "out of memory")):
             return self._no_memory()
         if code < 0 and self._step in _STEPS:
-            return _refused(f"{self._title}: {self._doing()} crashed ({exit_text(code)})")
+            # Nobody else kills it: our own SIGKILL comes after the answer.
+            cause = ": the machine is out of memory, perhaps" if code == -signal.SIGKILL else ""
+            return _refused(f"{self._title}: {self._doing()} crashed ({exit_text(code)}{cause})")
         logger().error("the trial of a model failed by itself", model=self._title, exit=code, stderr=complaint)
         return ModelUnavailable(
             f"{self._title} could not be tried: the process for it ended with {exit_text(code)}; see the server's log"

@@ -83,10 +83,7 @@ class Uploads:
             known = state.row or ModelRow(state.name, header["name"] or state.name, "", {}, row.created_at, actor)
             detail = {"sha256": row.sha256, "size_bytes": row.size_bytes, "version_name": row.version_name}
             version = str(row.version)
-            traffic = life.earlier(state) if not header["store_only"] and life.serving(state) is not None else None
-            await life.commit(
-                state, "upload", actor, version=version, row=known, rows=[row], detail=detail, traffic=traffic
-            )
+            await life.commit(state, "upload", actor, version=version, row=known, rows=[row], detail=detail)
         except StorageFailed:
             await asyncio.to_thread(storage.uncommit, repository, state.name, row.version)
             await life.rescan(state)

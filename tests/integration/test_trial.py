@@ -241,7 +241,11 @@ def test_the_process_is_confined(staged: Callable[[ModelProto], Path], monkeypat
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(signal.SIGKILL, "crashed (signal SIGKILL)"), (signal.SIGXCPU, "used up its processor time")]
+    ("number", "words"),
+    [
+        (signal.SIGKILL, "crashed (signal SIGKILL: the machine is out of memory, perhaps)"),
+        (signal.SIGXCPU, "used up its processor time"),
+    ],
 )
 def test_a_process_that_dies_is_a_refusal(
     number: signal.Signals, words: str, staged: Callable[[ModelProto], Path]
