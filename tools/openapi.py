@@ -38,8 +38,11 @@ OPTIONS = (
 )
 SCHEMA_PREFIX = "#/components/schemas/"
 JSON_TYPE = "application/json"
+FORM_TYPE = "multipart/form-data"
 PACKAGES = ("nexus.v1.", "google.protobuf.")
 METHODS = ("get", "post", "put", "patch", "delete")
+# Whose operations change the server, where they are no GETs.
+CHANGING_TAGS = {"Models", "Traffic", "System"}
 
 Document = dict[str, Any]
 
@@ -80,6 +83,7 @@ def finish(document: Document, extras: Document, version: str) -> Document:
     for path, method, operation in operations(document):
         _complete_operation(operation, f"{method.upper()} {path}", extras)
     _require_fields(document, extras["required"])
+    _mark_optional_bodies(document)
     _drop_path_fields(document)
     _drop_titles(document["components"]["schemas"])
     wanted = _reachable(document, {**document, "components": {**document["components"], "schemas": {}}})
@@ -99,9 +103,13 @@ def operations(document: Document) -> Iterator[tuple[str, str, Document]]:
 def _complete_operation(operation: Document, name: str, extras: Document) -> None:
     for parameter in operation.get("parameters", []):
         parameter.update(extras["parameters"].get(name, {}).get(parameter["name"], {}))
+    if name in extras["forms"]:
+        operation["requestBody"] = {"content": {FORM_TYPE: extras["forms"][name]}, "required": True}
     if name in extras["requests"]:
         operation["requestBody"]["content"][JSON_TYPE]["examples"] = extras["requests"][name]
     operation["responses"]["200"]["headers"] = {"x-request-id": {"$ref": "#/components/headers/x-request-id"}}
+    if name in extras["created"]:
+        operation["responses"]["201"] = operation["responses"].pop("200")
     for rule in extras["error_rules"]:
         if _applies(rule, name, operation):
             for status in rule["statuses"]:
@@ -116,9 +124,15 @@ def _applies(rule: Document, name: str, operation: Document) -> bool:
             return True
         case "bodies":
             return "requestBody" in operation
+        case "paths":
+            return "{" in name
+        case "changes":
+            return bool(CHANGING_TAGS & set(operation["tags"])) and not name.startswith("GET ")
         case list(names):
             return name in names
-    raise ValueError(f"error_rules: `for` must be all, bodies or a list of operations, not {rule['for']!r}")
+    raise ValueError(
+        f"error_rules: `for` must be all, bodies, paths, changes or a list of operations, not {rule['for']!r}"
+    )
 
 
 def _error_response(description: str) -> Document:
@@ -163,14 +177,29 @@ def _reachable(document: Document, start: Any) -> set[str]:
 
 def _require_fields(document: Document, required: dict[str, list[str]]) -> None:
     """Requests must have what openapi.yaml says; answers have all fields, even empty ones, but not all messages."""
-    answers = [operation["responses"]["200"] for _, _, operation in operations(document)]
+    answers = [
+        operation["responses"].get("200") or operation["responses"]["201"] for _, _, operation in operations(document)
+    ]
     schemas = document["components"]["schemas"]
     for name in _reachable(document, answers):
         always = [field for field, schema in schemas[name].get("properties", {}).items() if "$ref" not in schema]
         if always:
             schemas[name]["required"] = always
     for name, fields in required.items():
-        schemas[name]["required"] = fields
+        schemas[name].pop("required", None)
+        if fields:
+            schemas[name]["required"] = fields
+
+
+def _mark_optional_bodies(document: Document) -> None:
+    """Where no field is required, no body is needed."""
+    for _, _, operation in operations(document):
+        body = operation.get("requestBody", {})
+        for content in body.get("content", {}).values():
+            schema = content["schema"]
+            for name in _references(schema) if "$ref" in schema else ():
+                schema = document["components"]["schemas"][name]
+            body["required"] = bool(schema.get("required"))
 
 
 def _drop_path_fields(document: Document) -> None:

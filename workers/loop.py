@@ -79,9 +79,11 @@ class WorkerLoop:
         self._next_observe_ns = 0
         # Batches that are answered and not yet in the statistics: slot, rows, arrivals, clock.
         self._ended: list[tuple[int, int, list[int], Clock]] = []
+        # Those of experiments' arms among them, for what they answered.
+        self._predicted: list[BatchResult] = []
         # Work for this thread from the control thread: attach, detach, add a model, stop.
         self.commands: collections.deque[Callable[[], None]] = collections.deque()
-        self.shadows = Shadows(self.batcher.model_of)
+        self.shadows = Shadows(self.batcher.model_of, stats)
 
     # --- commands, called on the loop's thread ---
 
@@ -99,9 +101,10 @@ class WorkerLoop:
         self._links = links
         self._rings = [link.requests for link in links]
 
-    def add_model(self, model: Model) -> None:
+    def add_model(self, model: Model, incarnation: int = 0) -> None:
+        """Take requests for a model. `incarnation`: see WorkerStats.own."""
         self._settle()
-        self._stats.reset(model.slot)
+        self._stats.own(model.slot, incarnation)
         self.batcher.add_model(model)
 
     def remove_model(self, slot: int) -> None:
@@ -124,8 +127,10 @@ class WorkerLoop:
 
     def run(self) -> None:
         next_batch, monotonic_ns = self.batcher.next_batch, time.monotonic_ns
+        found: tuple[ModelQueue, list[Request]] | None = None
         while self._running:
             while self.commands:
+                found = None  # it would keep the memory of a model that is to go
                 self.commands.popleft()()
             self._intake()
             found = next_batch(monotonic_ns())
@@ -134,7 +139,7 @@ class WorkerLoop:
             self._publish()
             if found is None:
                 self._settle()
-                if not self.shadows.run_one(self._stats):
+                if not self.shadows.run_one():
                     self._sleep()
             elif len(self._ended) >= SETTLE_EVERY:
                 self._settle()
@@ -319,9 +324,9 @@ class WorkerLoop:
         clock.answered_ns = time.monotonic_ns()
         self._ended.append((model.slot, rows, [request.arrived_ns for request in batch], clock))
         if model.is_arm:
-            self._stats.predicted(model.slot, count_predictions(result))
+            self._predicted.append(result)
         if self.shadows.sources:
-            self.shadows.copy(model.slot, feeds, result, inferred_ns - assembled_ns, self._stats)
+            self.shadows.copy(model.slot, feeds, result, inferred_ns - assembled_ns)
 
     def _settle(self) -> None:
         """Write down the batches that have ended: not before their answers are out, and many at once (code that runs
@@ -333,6 +338,9 @@ class WorkerLoop:
             stats.batch(slot, rows, count, clock.assembly_ns, clock.inference_ns, clock.output_ns)
             stats.succeeded(slot, clock.inferred_ns * count - sum(arrivals_ns), count)
         self._ended.clear()
+        for result in self._predicted:
+            stats.predicted(result.model.slot, count_predictions(result))
+        self._predicted.clear()
 
     def _answer(self, batch: list[Request], result: BatchResult, clock: Clock) -> None:
         form = batch[0].form

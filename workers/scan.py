@@ -29,6 +29,8 @@ CALLS_DEEP_MAX = 100
 DEPTH_MAX = 16
 # PyTorch names a value after the path of its module; a few hundred bytes.
 NAME_MAX_CHARACTERS = 4096
+# numpy has no arrays of more dimensions.
+RANK_MAX = 64
 # Beyond protobuf's own limit for one message there is no request that could carry it.
 INPUT_BYTES_MAX = (2 << 30) - 1
 # A sparse tensor is stored dense once loaded; real ones are a hundred times their file's size at most.
@@ -137,7 +139,7 @@ class _Walk:
         self._functions: dict[Key, FunctionProto] = {
             (function.domain, function.name, function.overload): function for function in model.functions
         }
-        # Which functions the nodes of the main graph ("") and of each function call, with repetitions.
+        # Which functions the nodes of the main graph (None) and of each function call, with repetitions.
         self._calls: dict[Key | None, list[Key]] = {None: []}
         self._own_nodes: dict[Key | None, int] = {}
 
@@ -149,6 +151,9 @@ class _Walk:
             elif field.type == field.TYPE_MESSAGE and field.name != "functions":
                 self._descend(value, _Place("the model"), None)
         self._own_nodes[None] = self._nodes
+        if len(self._functions) < len(self._model.functions):
+            # Which of them onnxruntime takes is its secret.
+            raise ScanRefused("the model has two functions of one name; export it again")
         for key, function in self._functions.items():
             before = self._nodes
             self._calls[key] = []
@@ -189,12 +194,12 @@ class _Walk:
             raise ScanRefused(f"the model has more than {NODES_MAX} nodes")
         title = f"{place.text}: node '{_cut(node.name or node.op_type)}' ({_cut(node.op_type)})"
         key = (node.domain, node.op_type, node.overload)
-        if key in self._functions:
-            self._calls[owner].append(key)
-        elif node.op_type == "EPContext":
+        if node.op_type == "EPContext":
             raise ScanRefused(
                 f"{title} holds a model compiled for other hardware, or names a file with one; export the original"
             )
+        if key in self._functions:
+            self._calls[owner].append(key)
         elif node.domain == CONTRIB_DOMAIN:
             if node.op_type not in CONTRIB_OPS:
                 raise ScanRefused(f"{title}: this server's onnxruntime has no such operator in '{CONTRIB_DOMAIN}'")
@@ -313,6 +318,8 @@ def _check_tensor(tensor: TensorProto, place: _Place) -> None:
 
 def _declared_bytes(dims: tuple[int, ...], data_type: int, name: str) -> int:
     """What a tensor of these dims takes; strings count 1 each. Raises ScanRefused for a negative dim."""
+    if len(dims) > RANK_MAX:
+        raise ScanRefused(f"{name} has {len(dims)} dimensions, at most {RANK_MAX} are taken")
     if any(dim < 0 for dim in dims):
         raise ScanRefused(f"{name} has a negative dimension: {list(dims)[:8]}")
     return math.prod(dims) * _BITS_OF.get(data_type, _BITS_UNKNOWN) // 8

@@ -1,7 +1,7 @@
 """Shadows: copies of a model's batches, run on a candidate when nothing else is to be done, compared and thrown away.
 
-A copy is the batch's arrays, which nobody else needs any more. At most BACKLOG_MAX wait; what comes on top is dropped
-and counted. So a shadow costs the answers nothing but the time of one batch of it, at worst.
+A copy is the batch's arrays, which nobody else needs any more. At most BACKLOG_MAX wait, of BACKLOG_BYTES together;
+what comes on top is dropped and counted. So a shadow costs the answers nothing but the time of one batch of it, at worst.
 """
 
 import collections
@@ -20,6 +20,8 @@ from workers.session import as_served
 from workers.tensors import Array
 
 BACKLOG_MAX = 64
+# A batch of large requests may be of hundreds of megabytes.
+BACKLOG_BYTES = 16 << 20
 BASIS_POINTS = 10_000
 # Two models' probabilities or values that differ by less agree.
 RTOL, ATOL = 1e-3, 1e-5
@@ -33,6 +35,7 @@ class _Copy(NamedTuple):
     outputs: list[Array]
     rows: int
     primary_ns: int
+    size_bytes: int
 
 
 class Shadows:
@@ -40,19 +43,27 @@ class Shadows:
 
     Args:
         model_of: the model in a slot.
+        stats: takes the counts, in the slot that is shadowed.
     """
 
-    def __init__(self, model_of: Callable[[int], Model | None]) -> None:
+    def __init__(self, model_of: Callable[[int], Model | None], stats: WorkerStats) -> None:
         self._model_of = model_of
+        self._stats = stats
         self.sources: dict[int, tuple[int, float]] = {}
         self._waiting: collections.deque[_Copy] = collections.deque()
+        self._waiting_bytes = 0
 
     def set(self, slot: int, candidate: int, basis_points: int) -> None:
         """Copy this share of the slot's batches to another; 0 for none."""
-        if candidate and basis_points:
+        wanted = candidate if basis_points else 0
+        if self._model_of(slot) is not None:
+            self._stats.shadowed_by(slot, wanted)
+        if wanted != self.sources.get(slot, (0, 0.0))[0]:
+            self._drop_copies(lambda copy: copy.slot == slot)
+        if wanted:
             self.sources[slot] = (candidate, basis_points / BASIS_POINTS)
         else:
-            self.forget(slot)
+            self.sources.pop(slot, None)
 
     def forget(self, slot: int) -> None:
         """A slot is shadowed no longer, and nobody's shadow either."""
@@ -61,29 +72,37 @@ class Shadows:
             for source, (candidate, share) in self.sources.items()
             if slot not in (source, candidate)
         }
-        kept = [copy for copy in self._waiting if slot not in (copy.slot, copy.candidate)]
-        self._waiting = collections.deque(kept)
+        self._drop_copies(lambda copy: slot in (copy.slot, copy.candidate))
 
-    def copy(
-        self, slot: int, feeds: dict[str, Array], result: BatchResult, primary_ns: int, stats: WorkerStats
-    ) -> None:
+    def _drop_copies(self, unwanted: Callable[[_Copy], bool]) -> None:
+        self._waiting = collections.deque(copy for copy in self._waiting if not unwanted(copy))
+        self._waiting_bytes = sum(copy.size_bytes for copy in self._waiting)
+
+    def copy(self, slot: int, feeds: dict[str, Array], result: BatchResult, primary_ns: int) -> None:
         """Keep a batch that was just answered, if its slot is shadowed and it is chosen."""
         candidate, share = self.sources.get(slot, (0, 0.0))
         if not candidate or (share < 1 and _random() >= share):
             return
-        if len(self._waiting) >= BACKLOG_MAX:
-            stats.shadow_dropped(slot)
+        size_bytes = sum(array.nbytes for array in (*feeds.values(), *result.outputs))
+        if len(self._waiting) >= BACKLOG_MAX or self._waiting_bytes + size_bytes > BACKLOG_BYTES:
+            self._stats.shadow_dropped(slot)
             return
+        self._waiting_bytes += size_bytes
         rows = max(1, result.rows)
-        self._waiting.append(_Copy(slot, candidate, feeds, result.outputs, rows, primary_ns))
+        self._waiting.append(_Copy(slot, candidate, feeds, result.outputs, rows, primary_ns, size_bytes))
 
-    def run_one(self, stats: WorkerStats) -> bool:
+    def run_one(self) -> bool:
         """Run the oldest copy. False when there is none."""
         if not self._waiting:
             return False
         copy = self._waiting.popleft()
+        self._waiting_bytes -= copy.size_bytes
         candidate, primary = self._model_of(copy.candidate), self._model_of(copy.slot)
-        if candidate is None or primary is None:
+        stats = self._stats
+        if primary is None:
+            return True
+        if candidate is None:  # it is to be in fewer workers than we are
+            stats.shadow_dropped(copy.slot)
             return True
         started_ns = time.monotonic_ns()
         stats.busy(started_ns)
@@ -95,7 +114,7 @@ class Shadows:
         except (NexusError, ValueError):
             stats.shadow_failed(copy.slot)
         else:
-            stats.shadowed(copy.slot, copy.rows, disagreed, copy.primary_ns * copy.rows, candidate_ns * copy.rows)
+            stats.shadowed(copy.slot, copy.rows, disagreed, copy.primary_ns, candidate_ns)
         return True
 
 

@@ -2,12 +2,14 @@
 
 A page is a sparse memfd of u64 words: a header for the process, then MODEL_SLOTS slots for the models.
 
-    worker page   WorkerWord header | slot 0 | ...    slot: 4 latency histograms, batch sizes, counters, predictions
+    worker page   WorkerWord header | slot 0 | ...    slot: 4 latency histograms, batch sizes, counters, predictions,
+                                                      whose counts these are
     front page    FrontWord header | slot 0 | ...     slot: requests[Method][Code], total latency histogram
     histogram     one word per bound (not cumulative), one for values above all bounds, then the sum of the values
 
 Single writer: one thread of the process whose page it is. The supervisor makes the page and writes to it only while
-that process is dead (`reset_gauges`). A replacement continues its predecessor's page, so counters never fall.
+that process is dead (`reset_gauges`). A replacement continues its predecessor's page, so counters never fall. A slot's
+counts begin anew with its next owner.
 Memory order: `words[i] += n` on a memoryview of format "Q" is one aligned 8-byte load and one such store, never torn
 on x86-64 and AArch64. No word guards another: a reader may see a bucket before its sum, so a histogram's count is
 always derived from its buckets.
@@ -103,7 +105,9 @@ _QUEUE, _ASSEMBLY, _INFERENCE, _SERIALISATION, _BATCH_SIZE, _COUNTERS = accumula
 _COUNTER_NAMES = tuple(field.name for field in fields(ModelSnapshot) if field.type is int)
 WORKER_HEADER_WORDS = _line_aligned(len(WorkerWord))
 _PREDICTIONS = _COUNTERS + len(_COUNTER_NAMES)
-WORKER_SLOT_WORDS = _line_aligned(_PREDICTIONS + PREDICTION_BUCKETS)
+_OWNER = _PREDICTIONS + PREDICTION_BUCKETS
+_SHADOW = _OWNER + 1
+WORKER_SLOT_WORDS = _line_aligned(_SHADOW + 1)
 
 # Front slot, relative to its start: requests by method and code, then the total latency.
 _TOTAL = len(Method) * CODE_COUNT
@@ -262,6 +266,24 @@ class WorkerStats(_Writer[WorkerWord]):
         words[_FAIL_COUNT] += requests
         words[_FAIL_NS] += ns
 
+    def own(self, slot: int, incarnation: int) -> None:
+        """A model version is loaded under a slot: another one's counts go, its own, of before a crash, stay.
+
+        Args:
+            incarnation: one owner's number in the supervisor's catalogue, never used again; 0: always another one.
+        """
+        if not incarnation or self._slots[slot][_OWNER] != incarnation:
+            self.reset(slot)
+            self._slots[slot][_OWNER] = incarnation
+
+    def shadowed_by(self, slot: int, candidate: int) -> None:
+        """From now on the slot's shadow is `candidate`, a slot, too; 0 = nobody. Its counts begin with it."""
+        words = self._slots[slot]
+        if candidate and words[_SHADOW] != candidate:
+            for index in _SHADOWS:
+                words[index] = 0
+        words[_SHADOW] = candidate
+
     def predicted(self, slot: int, counts: list[int]) -> None:
         """Answers by prediction bucket."""
         words = self._slots[slot]
@@ -270,12 +292,12 @@ class WorkerStats(_Writer[WorkerWord]):
                 words[_PREDICTIONS + bucket] += count
 
     def shadowed(self, slot: int, rows: int, disagreed: int, primary_ns: int, candidate_ns: int) -> None:
-        """A shadow ran a copy of a batch."""
+        """A shadow ran a copy of a batch; the times count once for each of its rows."""
         words = self._slots[slot]
         words[_COMPARED] += rows
         words[_DISAGREED] += disagreed
-        words[_PRIMARY_NS] += primary_ns
-        words[_CANDIDATE_NS] += candidate_ns
+        words[_PRIMARY_NS] += primary_ns * rows
+        words[_CANDIDATE_NS] += candidate_ns * rows
 
     def shadow_failed(self, slot: int) -> None:
         """A shadow failed on a batch."""

@@ -10,7 +10,7 @@ from rich.table import Table
 from nexus_grpc import logs
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.settings import Settings
-from nexus_grpc.supervisor.catalogue import READY, Catalogue, Version
+from nexus_grpc.supervisor.catalogue import READY, UNLOADED, Catalogue, Version
 from nexus_grpc.supervisor.envoy_setup import address_of
 
 # Shown in full up to here; a server with more models points to `nexus models list`.
@@ -21,8 +21,8 @@ TENSORS_SHOWN_MAX = 4
 def announce(settings: Settings, catalogue: Catalogue, worker_cores: list[list[int]], seconds: float) -> None:
     """Log that it serves, and what it doesn't, and print the table. `seconds` is how long the start took."""
     log = logs.logger()
-    for version in catalogue.versions:
-        if version.state != READY:
+    for version in catalogue.listed:
+        if version.state not in (READY, UNLOADED):
             log.error("model unavailable", model=version.name, version=version.version, reason=version.reason)
     log.info(
         "serving",
@@ -67,13 +67,14 @@ def _models(catalogue: Catalogue) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("model", "version", "state", "inputs", "outputs"):
         table.add_column(title, overflow="fold")
-    for version in catalogue.versions[:MODELS_SHOWN_MAX]:
+    shown = [version for version in catalogue.listed if version.state != UNLOADED]
+    for version in shown[:MODELS_SHOWN_MAX]:
         if version.state == READY:
             metadata = _metadata(version)
             table.add_row(version.name, version.version, "ready", _tensors(metadata.inputs), _tensors(metadata.outputs))
         else:
             table.add_row(version.name, version.version, f"[red]{version.state.lower()}[/red]", version.reason, "")
-    hidden = len(catalogue.versions) - MODELS_SHOWN_MAX
+    hidden = len(shown) - MODELS_SHOWN_MAX
     if hidden > 0:
         table.add_row(f"… and {hidden} more", "", "", "see `nexus models list`", "")
     return table
@@ -114,7 +115,7 @@ def _examples(settings: Settings, catalogue: Catalogue) -> list[str]:
 
 def _example_request(catalogue: Catalogue) -> str:
     """The JSON of a Predict request, empty if there is no such model."""
-    ready = [version for version in catalogue.versions if version.state == READY]
+    ready = [version for version in catalogue.listed if version.state == READY]
     for version in sorted(ready, key=lambda item: item.name != "iris"):
         inputs = _metadata(version).inputs
         if len(inputs) == 1 and inputs[0].datatype.startswith("FP") and list(inputs[0].shape[:1]) == [-1]:

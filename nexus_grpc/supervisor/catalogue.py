@@ -145,6 +145,12 @@ class Catalogue:
         """Those with a slot, arms included, and those that are only shown."""
         return [*self._by_slot.values(), *(version for shown in self._shown.values() for version in shown)]
 
+    @property
+    def listed(self) -> list[Version]:
+        """Plain versions as people see them, by model and number; none that is on its way out."""
+        plain = [version for version in self.versions if not version.variant and not version.retiring]
+        return sorted(plain, key=lambda version: (version.name, version.number, version.incarnation))
+
     def add(self, entry: ModelEntry, version: str, path: str, fingerprint: str = "", version_name: str = "") -> Version:
         """A version to be loaded. Raises ModelNotServable when there is no slot, or no worker that it may live in."""
         workers = self._workers_of(entry)

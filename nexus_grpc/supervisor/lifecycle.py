@@ -122,7 +122,8 @@ class Lifecycle:
 
     def table(self) -> dict[str, Any]:
         """What fronts get."""
-        catalogue = [version.as_message() for version in self._catalogue.versions if not version.retiring]
+        arms = [version for version in self._catalogue.versions if version.variant and not version.retiring]
+        catalogue = [version.as_message() for version in (*self._catalogue.listed, *arms)]
         known = [state for state in self.states.values() if state.entry is not None]
         traffic = {state.name: model_state.routing(state, self._catalogue) for state in known}
         return {"catalogue": catalogue, "traffic": traffic}

@@ -6,11 +6,13 @@ import re
 from collections.abc import Sequence
 
 from nexus_grpc.ipc.errors import InvalidInput
+from nexus_grpc.ipc.stats import LATENCY_BOUNDS_NS
 from nexus_grpc.traffic.statistics import VariantStats
 
 METRICS = ("error_rate", "p50", "p95", "p99", "mean")
 GUARDS_MAX = 16
 _GUARD = re.compile(r"\s*([a-z_0-9]+)\s*(<=?)\s*(\d+(?:\.\d+)?)\s*(%|ms|us|µs|s|x)?\s*", re.ASCII | re.IGNORECASE)
+_LONGEST_NS = LATENCY_BOUNDS_NS[-1]
 _NS = {"s": 1e9, "ms": 1e6, "us": 1e3, "µs": 1e3}
 
 
@@ -27,8 +29,14 @@ class Guard:
     def violation(self, baseline: VariantStats, candidate: VariantStats) -> str:
         """Why it does not hold, in words; empty when it does."""
         value = _value(self.metric, candidate)
-        limit = self.limit * _value(self.metric, baseline) if self.is_relative else self.limit
-        if value < limit or (self.or_equal and value == limit) or (self.is_relative and not limit):
+        limit = self.limit
+        if self.is_relative:
+            measure = _value(self.metric, baseline)
+            # Nothing to be measured by. A first variant without errors is: then the candidate may have none either.
+            if not measure and (self.metric != "error_rate" or not baseline.requests or not value):
+                return ""
+            limit *= measure
+        if value < limit or (self.or_equal and value == limit):
             return ""
         return f"{self.text} failed: {self.metric} is {_shown(self.metric, value)}, limit {_shown(self.metric, limit)}"
 
@@ -58,7 +66,12 @@ def _parse(text: str) -> Guard:
     if is_rate and unit in ("%", ""):
         return Guard(text.strip(), metric, number / (100 if unit else 1), False, comparison == "<=")
     if not is_rate and unit in _NS:
-        return Guard(text.strip(), metric, number * _NS[unit], False, comparison == "<=")
+        limit = number * _NS[unit]
+        # Above its last bound a histogram can't tell: such a guard would never fail.
+        if metric != "mean" and (limit > _LONGEST_NS or (limit == _LONGEST_NS and comparison == "<=")):
+            text = f'guard "{text}": percentiles are measured up to {_LONGEST_NS / 1e9:g} s; expected a lower limit'
+            raise InvalidInput(text, field="guards")
+        return Guard(text.strip(), metric, limit, False, comparison == "<=")
     expected = "percent, such as error_rate<1%" if is_rate else "a time, such as p99<20ms"
     raise InvalidInput(f'guard "{text}": expected {expected}, or a multiple, such as {metric}<1.2x', field="guards")
 

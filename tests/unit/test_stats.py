@@ -65,7 +65,7 @@ def reference(values: list[int], bounds: tuple[int, ...]) -> Histogram:
 
 
 def test_layout_sizes() -> None:
-    assert stats.WORKER_SLOT_WORDS * stats.WORD_BYTES == 832
+    assert stats.WORKER_SLOT_WORDS * stats.WORD_BYTES == 1024
     assert stats.FRONT_SLOT_WORDS * stats.WORD_BYTES == 1536
     assert stats.WORKER_SLOT_WORDS * stats.WORD_BYTES % 64 == 0
     assert stats.WORKER_HEADER_WORDS * stats.WORD_BYTES % 64 == 0

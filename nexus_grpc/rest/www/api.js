@@ -66,9 +66,11 @@ export const listModels = () => call("/models");
 export const modelInfo = (id) => call(`/models/${encodeURIComponent(id)}`);
 export const predict = (request) => call("/predict", { method: "POST", json: request });
 
-/** A curl line for a POSIX shell. `body` is JSON text, or undefined for a GET. */
-export function curlLine(url, { method = "GET", body } = {}) {
+/** A curl line for a POSIX shell. `body` is JSON text, or undefined for none; `form` a multipart form's fields instead. */
+export function curlLine(url, { method = "GET", body, form } = {}) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+  if (form) return [`curl ${quoted(url)}`, ...Object.entries(form).map(([key, value]) => `-F ${quoted(`${key}=${value}`)}`)].join(" \\\n  ");
   if (body === undefined) return method === "GET" ? `curl ${quoted(url)}` : `curl -X ${method} ${quoted(url)}`;
-  return `curl ${quoted(url)} \\\n  -H 'content-type: application/json' \\\n  -d ${quoted(body)}`;
+  const verb = method === "POST" ? "" : `-X ${method} `;
+  return `curl ${verb}${quoted(url)} \\\n  -H 'content-type: application/json' \\\n  -d ${quoted(body)}`;
 }

@@ -7,6 +7,7 @@ import { errorView } from "./views.js";
 
 const METHODS = ["get", "post", "put", "patch", "delete"];
 const JSON_TYPE = "application/json";
+const FORM_TYPE = "multipart/form-data";
 
 /** [{tag, operations: [{path, method, operation}]}], tags in the document's order. */
 function groups(doc) {
@@ -54,12 +55,12 @@ function section(doc, { tag, operations }) {
 
 function operationPanel(doc, { path, method, operation }) {
   const body = operation.requestBody && resolve(doc, operation.requestBody);
-  const schema = body?.content?.[JSON_TYPE]?.schema;
+  const schema = (body?.content?.[JSON_TYPE] ?? body?.content?.[FORM_TYPE])?.schema;
   return element("article", { class: "panel operation", id: anchor(method, path) },
     element("h3", {}, badge(method), element("span", {}, ...breakable(path))),
     operation.description ? element("p", { class: "text" }, ...prose(operation.description)) : null,
     parameters(doc, operation.parameters ?? []),
-    schema ? block("Request body", fields(doc, schema, true)) : null,
+    schema ? block(body.content[FORM_TYPE] ? "Form (multipart/form-data)" : "Request body", fields(doc, schema, true)) : null,
     responses(doc, operation.responses ?? {}),
     ...examples(doc, { path, method, operation, body }));
 }
@@ -104,12 +105,14 @@ function responses(doc, all) {
 
 /** Each example of the body (or of the parameters, for a GET) as a curl line. */
 function examples(doc, { path, method, operation, body }) {
-  const named = Object.entries(body?.content?.[JSON_TYPE]?.examples ?? {});
+  const isForm = Boolean(body?.content?.[FORM_TYPE]);
+  const named = Object.entries(body?.content?.[isForm ? FORM_TYPE : JSON_TYPE]?.examples ?? {});
   const requests = named.length ? named : [["", {}]];
   const url = location.origin + filledPath(doc, path, operation.parameters ?? []);
   return requests.map(([, example]) => {
     const text = example.value === undefined ? undefined : JSON.stringify(example.value);
-    return exampleBlock(example.summary ?? "Example", api.curlLine(url, { method: method.toUpperCase(), body: text }));
+    const sent = isForm ? { form: example.value } : { body: text };
+    return exampleBlock(example.summary ?? "Example", api.curlLine(url, { method: method.toUpperCase(), ...sent }));
   });
 }
 

@@ -323,9 +323,23 @@ def test_an_impossible_status_code_is_not_believed(front: Front) -> None:
 def test_a_model_that_was_unloaded_meanwhile(front: Front) -> None:
     front.attach()
     flight = front.submit()
-    front.dispatcher.routes.replace([])
+    front.dispatcher.replace_routes([], {})
     front.dispatcher.worker_down(0, 0)
-    assert flight.code == Code.UNAVAILABLE
+    assert flight.code == Code.NOT_FOUND
+
+
+def test_a_version_that_was_replaced_meanwhile_is_answered_by_the_next(front: Front) -> None:
+    """Its slot has another owner by now: the request must not go there."""
+    front.attach()
+    flight = front.submit()
+    other = front.attach(1)
+    front.dispatcher.replace_routes(
+        [entry("m", slot=2, workers=[1]), {**entry("x", slot=1, workers=[1]), "incarnation": 7}], {}
+    )
+    front.dispatcher.worker_down(0, 0)
+    [(_, _, _, _, _, _, _, slot, _)] = [fields for fields, _ in other.back.requests.poll_nowait(8)]
+    assert slot == 2
+    assert flight.code is None
 
 
 # --- turns ---

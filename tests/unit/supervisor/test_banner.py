@@ -21,7 +21,10 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def catalogue_of(*names: str) -> Catalogue:
     entries = [ModelEntry(name, Path(name), versions=(VersionEntry(1, Path(name)),)) for name in names]
-    return Catalogue(entries, place(entries, 1))
+    catalogue = Catalogue(place(entries, 1))
+    for entry in entries:
+        catalogue.add(entry, "1", entry.name)
+    return catalogue
 
 
 def loaded(catalogue: Catalogue, slot: int, shape: list[int], inputs: int = 1) -> None:
