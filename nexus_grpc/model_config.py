@@ -67,8 +67,8 @@ class DecisionPolicy:
     labels: tuple[str, ...] = ()
     positive_class: str = ""
     threshold: float | None = None
-    positive: str = ""
-    negative: str = ""
+    positive: str = "positive"
+    negative: str = "negative"
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +302,8 @@ def _read_parameters(config: ModelConfig) -> tuple[SessionOptions, Isolation, De
         ),
     )
     isolation = cast(Isolation, _choice(values, "isolation", get_args(Isolation), "shared"))
+    if "labels" in values and any(output.label_filename for output in config.output):
+        raise _refusal("parameters.labels", "and a label_filename both name classes; keep one of them")
     return session, isolation, _decision(values)
 
 
@@ -328,16 +330,19 @@ def _decision(values: dict[str, str]) -> DecisionPolicy | None:
             "parameters.positive_class",
             f'is "{positive}"; expected one of the labels {", ".join(labels)}, or its number',
         )
-    names = (values.get("decision_positive", ""), values.get("decision_negative", ""))
+    names = (values.get("decision_positive", "positive"), values.get("decision_negative", "negative"))
     if "decision_threshold" not in values:
-        if any(names) or positive:
+        if set(values) & set(_DECISION_PARAMETERS) != {"labels"}:
             raise _refusal("parameters.decision_threshold", "is missing: decisions need one, such as 0.41")
         return DecisionPolicy(labels)
+    if not all(names) or names[0] == names[1]:
+        shown = " and ".join(f'"{name}"' for name in names)
+        raise _refusal("parameters.decision_positive", f"and decision_negative are {shown}; expected two names")
     return DecisionPolicy(labels, positive, _threshold(values["decision_threshold"]), *names)
 
 
 def _is_index(text: str, count: int) -> bool:
-    return text.isascii() and text.isdecimal() and int(text) < count
+    return text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < count
 
 
 def _threshold(text: str) -> float:

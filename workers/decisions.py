@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from nexus_grpc.ipc.errors import ModelNotServable
 from workers.model import Decision, Model
 
@@ -35,31 +37,51 @@ def decision_of(policy: dict[str, Any] | None, model: Model) -> Decision | None:
     spec = model.outputs[model.probabilities_index]
     labels = tuple(policy["labels"]) or spec.labels
     count = spec.shape[-1] if spec.shape else -1
-    if policy["labels"] and count > 1 and len(labels) != count:
+    classes = 2 if count == 1 else count
+    if policy["labels"] and classes > 1 and len(labels) != classes:
         raise ModelNotServable(
-            f"config.pbtxt of '{model.name}' has {len(labels)} labels, output '{spec.name}' has {count} classes"
+            f"config.pbtxt of '{model.name}' has {len(labels)} labels, output '{spec.name}' has {classes} classes"
         )
+    threshold = policy["threshold"]
+    if threshold is None:
+        return Decision(labels, 0, None, 0.0, "", "")
     return Decision(
         labels=labels,
         positive_index=_positive_index(model.name, policy["positive_class"], labels, count),
-        threshold=policy["threshold"],
-        positive_name=policy["positive"] or "positive",
-        negative_name=policy["negative"] or "negative",
+        threshold=threshold,
+        limit=float(np.asarray(threshold, spec.datatype.dtype)),
+        positive_name=policy["positive"],
+        negative_name=policy["negative"],
     )
 
 
 def _positive_index(name: str, positive: str, labels: Sequence[str], count: int) -> int:
+    """Where the positive class's probability stands. `count` of a row's probabilities; -1: that varies.
+
+    A single probability is the second class's (as of scikit-learn's and Keras' binary classifiers).
+    """
     if not positive:
         if count not in (-1, 1, 2):
             raise ModelNotServable(f"config.pbtxt of '{name}' must say which of {count} classes is the positive_class")
         return 0 if count == 1 else 1
-    if positive in labels:
-        return list(labels).index(positive)
-    if positive.isascii() and positive.isdecimal() and (count < 0 or int(positive) < count):
-        return int(positive)
-    raise ModelNotServable(
-        f"config.pbtxt of '{name}': positive_class '{positive}' is no class; there is: {', '.join(labels)}"
-    )
+    index = _class_index(positive, labels, 2 if count == 1 else count)
+    if index < 0:
+        known = ", ".join(labels) or (f"0 to {max(count, 2) - 1}" if count > 0 else "their numbers")
+        raise ModelNotServable(f"config.pbtxt of '{name}': positive_class '{positive}' is no class; there is: {known}")
+    if count == 1 and index == 0:
+        raise ModelNotServable(
+            f"config.pbtxt of '{name}': positive_class is '{positive}', but the model gives the probability of the"
+            " second class alone"
+        )
+    return 0 if count == 1 else index
+
+
+def _class_index(name: str, labels: Sequence[str], count: int) -> int:
+    """A class by its label or its number; -1 without one."""
+    if name in labels:
+        return list(labels).index(name)
+    is_number = name.isascii() and name.isdecimal() and len(name) < 10
+    return int(name) if is_number and (count < 0 or int(name) < count) else -1
 
 
 def verdict(model: Model, probabilities: Sequence[Any]) -> Verdict:
@@ -68,8 +90,8 @@ def verdict(model: Model, probabilities: Sequence[Any]) -> Verdict:
         return _NOTHING
     decision = model.decision
     if decision is None or decision.threshold is None or decision.positive_index >= len(probabilities):
-        return Verdict(_class_name(model, _largest(probabilities)))
-    is_positive = probabilities[decision.positive_index] >= decision.threshold
+        return Verdict(_class_name(model, _likeliest(probabilities)))
+    is_positive = probabilities[decision.positive_index] >= decision.limit
     name = decision.positive_name if is_positive else decision.negative_name
     return Verdict(_decided_class(model, decision, probabilities, is_positive), name, decision.threshold)
 
@@ -77,14 +99,17 @@ def verdict(model: Model, probabilities: Sequence[Any]) -> Verdict:
 def _decided_class(model: Model, decision: Decision, probabilities: Sequence[float], is_positive: bool) -> str:
     """The positive class, or the likeliest of the others."""
     if len(probabilities) == 1:
-        return _class_name(model, int(is_positive)) if len(decision.labels) == 2 else str(int(is_positive))
+        return _class_name(model, int(is_positive))
     if is_positive:
         return _class_name(model, decision.positive_index)
     others = [-1.0 if index == decision.positive_index else p for index, p in enumerate(probabilities)]
-    return _class_name(model, _largest(others))
+    return _class_name(model, _likeliest(others))
 
 
-def _largest(probabilities: Sequence[float]) -> int:
+def _likeliest(probabilities: Sequence[float]) -> int:
+    """The likeliest class; of one probability, whether it is the second one."""
+    if len(probabilities) == 1:
+        return int(probabilities[0] >= 0.5)
     return max(range(len(probabilities)), key=probabilities.__getitem__)
 
 

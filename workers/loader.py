@@ -81,6 +81,11 @@ def _model(order: LoadOrder, opened: OpenedSession) -> Model:
         version_names=frozenset({order.version_name}),
     )
     model.decision = decision_of(order.policy.get("decision"), model)
+    if model.class_labels:
+        named = dataclasses.replace(model.outputs[model.probabilities_index], labels=model.class_labels)
+        model.outputs = tuple(
+            named if index == model.probabilities_index else spec for index, spec in enumerate(model.outputs)
+        )
     if not explicit and _looks_batchable(opened) and _batches_like_single(model):
         model.max_batch_size = order.default_max_batch_size
     return model

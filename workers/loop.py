@@ -11,12 +11,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from nexus_grpc.ipc.errors import DeadlinePassed, InferenceFailed, ModelUnavailable, NexusError, Overloaded
 from nexus_grpc.ipc.record import ISOLATED, OVERSIZE, Method
 from nexus_grpc.ipc.ring import RingConsumer, Sleeper
 from nexus_grpc.ipc.stats import WorkerStats, WorkerWord
+from workers.assembly import assemble, checked
 from workers.batcher import Batcher, ModelQueue
 from workers.http_decode import (
     decode_api_batch_predict,
@@ -32,10 +31,8 @@ from workers.predict_codec import decode_batch_predict, decode_predict
 from workers.predictions import count_predictions
 from workers.requests import Clock, Decoded, Request
 from workers.results import BatchResult
-from workers.session import as_served
 from workers.shadow import Shadows
 from workers.template import find_template, remember_template
-from workers.tensors import Array
 
 # Records taken from one ring before the next batch starts: enough for any batch, little enough to stay responsive.
 INTAKE_MAX = 1024
@@ -119,6 +116,7 @@ class WorkerLoop:
         self._publish()
         self._settle()
         self.shadows.forget(slot)
+        self._stats.reset(slot)
 
     def stop(self) -> None:
         self._running = False
@@ -314,11 +312,11 @@ class WorkerLoop:
     def _run_batch(self, model: Model, batch: list[Request], started_ns: int) -> None:
         """Assemble, run, answer. Raises NexusError before the first answer, or not at all."""
         rows = sum([request.rows for request in batch])
-        feeds = _assemble(model, batch, rows)
+        feeds = assemble(model, batch, rows)
         assembled_ns = time.monotonic_ns()
         outputs = model.run(feeds, batch[0].oversize)
         inferred_ns = time.monotonic_ns()
-        result = _checked(model, outputs, rows)
+        result = checked(model, outputs, rows)
         clock = Clock(started_ns, assembled_ns, inferred_ns)
         self._answer(batch, result, clock)
         clock.answered_ns = time.monotonic_ns()
@@ -374,33 +372,3 @@ def _limit_wait(model: Model, request: Request, timeout_ns: int) -> None:
     if limit_ns:
         latest_ns = request.arrived_ns + limit_ns
         request.deadline_ns = min(request.deadline_ns or latest_ns, latest_ns)
-
-
-def _assemble(model: Model, batch: list[Request], rows: int) -> dict[str, Array]:
-    """Each input's pieces, joined in order, with the batch's shape."""
-    feeds: dict[str, Array] = {}
-    for index, (name, shape) in enumerate(batch[0].signature):
-        spec = model.input_named(name)
-        assert spec is not None
-        full = (rows, *shape) if model.max_batch_size else shape
-        pieces = [request.pieces[index] for request in batch]
-        if spec.datatype.dtype.hasobject:
-            joined: Any = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
-            feeds[name] = joined.reshape(full)
-        else:
-            joined = b"".join(pieces) if len(pieces) > 1 else pieces[0]  # type: ignore[arg-type]
-            feeds[name] = np.frombuffer(joined, spec.datatype.dtype).reshape(full)
-    return feeds
-
-
-def _checked(model: Model, outputs: list[Array], rows: int) -> BatchResult:
-    """The run's outputs, in the promised dtypes. Raises InferenceFailed when an output has no row per input row."""
-    served = [as_served(spec, output) for spec, output in zip(model.outputs, outputs, strict=True)]
-    if model.max_batch_size:
-        for spec, array in zip(model.outputs, served, strict=True):
-            if array.ndim == 0 or array.shape[0] != rows:
-                raise InferenceFailed(
-                    f"output '{spec.name}' of model '{model.name}' has shape {list(array.shape)} for a batch of {rows}"
-                    " rows; set max_batch_size: 0 in its config.pbtxt"
-                )
-    return BatchResult(model, served, rows)

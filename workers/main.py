@@ -1,14 +1,14 @@
 """A worker process: `python -m workers.main CONTROL_FD`. Started by the supervisor only.
 
 The first control message says who this worker is; then it loads what it is told to, reports each model, and serves the
-rings of the fronts it is attached to. Loading happens on the control thread, so that a worker keeps answering while a
-model loads (ONNX Runtime releases the interpreter lock while it opens a session).
+rings of the fronts it is attached to. Loading happens on a thread of its own, so that a worker keeps answering, and
+obeying, while a model loads (ONNX Runtime releases the interpreter lock while it opens a session).
 """
 
 import os
 import sys
 import threading
-from typing import Any
+from collections.abc import Callable
 
 from nexus_grpc.ipc.control import ChannelClosed, ControlChannel
 from nexus_grpc.ipc.process import control_socket, settle_memory, start_child
@@ -22,14 +22,15 @@ def main() -> None:
     from workers.worker import Worker
 
     worker = Worker(channel, hello, descriptors)
-    threading.Thread(target=_leave_with_supervisor, args=(worker.control,), daemon=True, name="control").start()
+    for name, work in (("control", worker.control), ("loader", worker.load)):
+        threading.Thread(target=_leave_with_supervisor, args=(work,), daemon=True, name=name).start()
     settle_memory()
     worker.run()
 
 
-def _leave_with_supervisor(control: Any) -> None:
+def _leave_with_supervisor(work: Callable[[], None]) -> None:
     try:
-        control()
+        work()
     except ChannelClosed:
         os._exit(1)
 

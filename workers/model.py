@@ -46,11 +46,13 @@ class Decision:
     """From config.pbtxt's parameters: what the probability of the positive class decides.
 
     `labels` name the classes in the order of the probabilities; `threshold` None = the largest probability decides.
+    `limit` is the threshold as the probabilities' datatype has it: what a model calls 0.1 must reach 0.1.
     """
 
     labels: tuple[str, ...]
     positive_index: int
     threshold: float | None
+    limit: float
     positive_name: str
     negative_name: str
 
@@ -101,7 +103,7 @@ class Model:
     @property
     def class_labels(self) -> tuple[str, ...]:
         """The names of the classes that the probabilities are of; empty when unknown."""
-        if self.decision is not None and self.decision.labels:
+        if self.decision is not None:
             return self.decision.labels
         return self.outputs[self.probabilities_index].labels if self.probabilities_index >= 0 else ()
 

@@ -1,30 +1,49 @@
-"""Which answers a variant gives how often: counts by class, or by range of values. For experiments' arms alone."""
+"""Which answers a variant gives how often: counts by class, or by range of values. For experiments' arms alone.
+
+A model's answers fall into PREDICTION_BUCKETS buckets: the likeliest class where it gives probabilities, else the label
+where its first output is whole numbers or text, else ranges of the first output's first value.
+"""
+
+import itertools
+import zlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from nexus_grpc.ipc.stats import PREDICTION_BUCKETS
 from workers.model import Model
 from workers.results import BatchResult
-from workers.tensors import BYTES
+from workers.tensors import BYTES, Array
 
 # Lower bounds of the ranges of a number; below the first one is a range of its own.
 BOUNDS = (-1000.0, -100.0, -10.0, -1.0, -0.1, 0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 10.0, 100.0, 1000.0, 10_000.0)
+_LAST = PREDICTION_BUCKETS - 1
 _OTHER = "other"
 
-assert len(BOUNDS) + 1 == PREDICTION_BUCKETS
+assert len(BOUNDS) == _LAST
 
 
 def prediction_labels(model: Model) -> list[str]:
     """What the buckets are called."""
     classes = _class_count(model)
     if classes:
-        labels = model.class_labels
-        names = [labels[index] if index < len(labels) else str(index) for index in range(classes)]
-        return names if classes <= PREDICTION_BUCKETS else [*names[: PREDICTION_BUCKETS - 1], _OTHER]
-    if model.outputs[0].datatype is BYTES:
-        return []
+        return _names(model.class_labels, classes)
+    spec = model.outputs[0]
+    if spec.datatype is BYTES:
+        return _names(spec.labels, len(spec.labels) + 1) if spec.labels else [f"texts {n}" for n in range(_LAST + 1)]
+    if spec.datatype.dtype.kind == "b":
+        return ["false", "true"]
+    if spec.datatype.dtype.kind in "iu":
+        return _names(spec.labels, PREDICTION_BUCKETS + 1)
     edges = [f"{bound:g}" for bound in BOUNDS]
-    return [f"< {edges[0]}", *(f"{low} to {high}" for low, high in zip(edges, [*edges[1:], "more"], strict=True))]
+    between = [f"{low} to {high}" for low, high in itertools.pairwise(edges)]
+    return [f"< {edges[0]}", *between, f">= {edges[-1]}"]
+
+
+def _names(labels: Sequence[str], count: int) -> list[str]:
+    names = [labels[index] if index < len(labels) else str(index) for index in range(min(count, PREDICTION_BUCKETS))]
+    return names if count <= PREDICTION_BUCKETS else [*names[:_LAST], _OTHER]
 
 
 def _class_count(model: Model) -> int:
@@ -39,12 +58,29 @@ def count_predictions(result: BatchResult) -> list[int]:
     """Counts by bucket of a batch's answers."""
     model = result.model
     if _class_count(model):
-        classes = result.outputs[model.probabilities_index].argmax(axis=-1).ravel()
-        buckets = np.minimum(classes, PREDICTION_BUCKETS - 1)
-    elif model.outputs[0].datatype is BYTES or not result.outputs[0].size:
-        return []
+        buckets = np.minimum(result.outputs[model.probabilities_index].argmax(axis=-1).ravel(), _LAST)
     else:
-        values = result.outputs[0].reshape(len(result.outputs[0]) if result.outputs[0].ndim else 1, -1)[:, 0]
-        buckets = np.searchsorted(BOUNDS, values.astype(np.float64), side="right")
+        output = result.outputs[0]
+        if not output.size:
+            return []
+        values = output.reshape(len(output) if output.ndim else 1, -1)[:, 0]
+        buckets = _buckets(values, model.outputs[0].labels)
     counts: list[int] = np.bincount(buckets, minlength=PREDICTION_BUCKETS).tolist()
     return counts
+
+
+def _buckets(values: Any, labels: tuple[str, ...]) -> Array:
+    if values.dtype == object:
+        return np.array([_text_bucket(str(text), labels) for text in values.tolist()], dtype=np.int64)
+    if values.dtype.kind == "f":
+        ranges: Array = np.searchsorted(BOUNDS, values.astype(np.float64), side="right")
+        return ranges
+    is_own = (values >= 0) & (values < _LAST)
+    return np.where(is_own, values, _LAST).astype(np.int64)
+
+
+def _text_bucket(text: str, labels: tuple[str, ...]) -> int:
+    """By the known labels; without, by a checksum: all workers and versions must put a text into the same bucket."""
+    if not labels:
+        return zlib.crc32(text.encode()) % PREDICTION_BUCKETS
+    return min(labels.index(text) if text in labels else len(labels), _LAST)

@@ -1,7 +1,7 @@
 """Shadows: copies of a model's batches, run on a candidate when nothing else is to be done, compared and thrown away.
 
 A copy is the batch's arrays, which nobody else needs any more. At most BACKLOG_MAX wait, of BACKLOG_BYTES together;
-what comes on top is dropped and counted. So a shadow costs the answers nothing but the time of one batch of it, at worst.
+what comes on top is dropped and counted. So a shadow costs the answers nothing but, at worst, the time of one batch.
 """
 
 import collections

@@ -4,6 +4,7 @@ import base64
 import ctypes
 import gc
 import os
+import queue
 from typing import Any
 
 from nexus_grpc.ipc.control import ControlChannel
@@ -50,6 +51,7 @@ class Worker:
         self._loop = WorkerLoop(Sleeper(self._bell), stats, self._report_bug)
         # Metadata and configuration of what is loaded, by slot, for arms.
         self._reports: dict[int, tuple[str, str]] = {}
+        self._to_load: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         channel.send(
             {"type": "started", "onnxruntime": onnxruntime_version(), "providers": list(available_providers())}
         )
@@ -63,7 +65,7 @@ class Worker:
             message, descriptors = self._channel.receive()
             kind = message["type"]
             if kind == "load":
-                self._load(message)
+                self._to_load.put(message)
             elif kind == "alias":
                 self._tell_loop(lambda message=message: self._alias(message))
             elif kind == "unload":
@@ -82,6 +84,11 @@ class Worker:
         self._loop.commands.append(command)
         ring_by_hand(self._bell)
 
+    def load(self) -> None:
+        """Load what the supervisor asks for, one after the other, for ever. Raises ChannelClosed when it is gone."""
+        while True:
+            self._load(self._to_load.get())
+
     def _load(self, message: dict[str, Any]) -> None:
         order = LoadOrder.from_message(message, self._cores)
         try:
@@ -95,13 +102,13 @@ class Worker:
             metadata = base64.b64encode(metadata_of(model).SerializeToString()).decode()
             config = base64.b64encode(config_of(order, model).SerializeToString()).decode()
             self._reports[order.slot] = (metadata, config)
-            self._tell_loop(lambda: self._add(model))
+            self._tell_loop(lambda: self._add(model, message))
 
     # --- on the loop's thread ---
 
-    def _add(self, model: Model) -> None:
+    def _add(self, model: Model, message: dict[str, Any]) -> None:
         """From here on the loop takes requests for it: not before may the supervisor hear of it."""
-        self._loop.add_model(model)
+        self._loop.add_model(model, message.get("incarnation", 0))
         metadata, config = self._reports[model.slot]
         labels = prediction_labels(model)
         report = {"type": "loaded", "slot": model.slot, "metadata": metadata, "config": config}
@@ -114,7 +121,7 @@ class Worker:
             self._channel.send({"type": "load_failed", "slot": message["slot"], "reason": reason})
             return
         self._reports[message["slot"]] = self._reports[message["of"]]
-        self._add(base.as_arm(message["slot"], message["variant"]))
+        self._add(base.as_arm(message["slot"], message["variant"]), message)
 
     def _unload(self, slot: int) -> None:
         self._loop.remove_model(slot)

@@ -13,6 +13,7 @@ from nexus_grpc.client.aio import AsyncAnswers, AsyncClient
 from nexus_grpc.client.blocking import Answers, Client
 from nexus_grpc.client.connection import Tls
 from nexus_grpc.client.errors import (
+    AlreadyExists,
     DeadlineExceeded,
     InvalidInput,
     NexusClientError,
@@ -31,8 +32,10 @@ from nexus_grpc.client.results import (
     Timing,
 )
 from nexus_grpc.client.retry import Retry
+from nexus_grpc.client.uploads import Uploaded
 
 __all__ = [
+    "AlreadyExists",
     "Answers",
     "AsyncAnswers",
     "AsyncClient",
@@ -53,4 +56,5 @@ __all__ = [
     "Timing",
     "Tls",
     "Unavailable",
+    "Uploaded",
 ]

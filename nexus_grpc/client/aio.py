@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -22,6 +22,8 @@ from nexus_grpc.client.results import (
     Prediction,
 )
 from nexus_grpc.client.retry import NO_RETRY, Retry
+from nexus_grpc.client.uploads import METHOD, Source, Upload, Uploaded, uploaded
+from nexus_grpc.pb.nexus.v1.models_pb2 import UploadRequest, UploadResponse
 
 Answer = TypeVar("Answer")
 
@@ -30,6 +32,12 @@ def _is_cancelled() -> bool:
     """Whether this task is; grpc.aio raises CancelledError also where only the call was cancelled."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
+
+
+async def _from_thread(messages: Iterator[UploadRequest]) -> AsyncIterator[UploadRequest]:
+    """The loop does not wait for the disk."""
+    while (message := await asyncio.to_thread(next, messages, None)) is not None:
+        yield message
 
 
 class AsyncAnswers(AsyncIterator[Answer]):
@@ -161,6 +169,38 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
     ) -> AsyncAnswers[Prediction]:
         """As Client.predict_stream; `rows` may be asynchronous, and is read by a task of this loop."""
         return self._stream(calls.predict_stream(model, version, timing), rows, timeout_s, request_id)
+
+    async def upload(
+        self,
+        model: str,
+        file: Source,
+        *,
+        version: str = "",
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        store_only: bool = False,
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> Uploaded:
+        """As Client.upload; the file is read by other threads."""
+        upload = await asyncio.to_thread(
+            Upload, model, file, name=name, version=version, labels=labels, store_only=store_only
+        )
+        limit = self._begin(math.inf if timeout_s is None else timeout_s)
+        feed = Feed(lambda message: message, _from_thread(iter(upload)))
+        method = self._next_channel().stream_unary(METHOD, serialised, UploadResponse.FromString)
+        call = method(aiter(feed), timeout=limit.remaining_s(), metadata=self._call_metadata(request_id))
+        try:
+            answer = await call
+        except grpc.RpcError as error:
+            if feed.failure is not None:
+                raise feed.failure from None
+            raise from_rpc(error, request_id) from None
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            raise closed() from None
+        return uploaded(answer, request_id_of(await call.initial_metadata(), request_id))
 
     async def models(self, *, timeout_s: float | None = None) -> list[ModelState]:
         """As Client.models."""

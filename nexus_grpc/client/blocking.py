@@ -11,7 +11,7 @@ import numpy.typing as npt
 from nexus_grpc.client import calls
 from nexus_grpc.client.calls import Call, Feed, Inputs, Outputs, StreamCall, serialised
 from nexus_grpc.client.connection import ClientBase
-from nexus_grpc.client.errors import DeadlineExceeded, Unavailable, from_rpc, request_id_of
+from nexus_grpc.client.errors import DeadlineExceeded, Unavailable, closed, from_rpc, request_id_of
 from nexus_grpc.client.results import (
     BatchPrediction,
     InferResult,
@@ -21,8 +21,14 @@ from nexus_grpc.client.results import (
     Prediction,
 )
 from nexus_grpc.client.retry import NO_RETRY, Retry
+from nexus_grpc.client.uploads import METHOD, Source, Upload, Uploaded, uploaded
+from nexus_grpc.pb.nexus.v1.models_pb2 import UploadResponse
 
 Answer = TypeVar("Answer")
+
+
+def _same(message: Any) -> Any:
+    return message
 
 
 class Answers(Iterator[Answer]):
@@ -185,6 +191,52 @@ class Client(ClientBase[grpc.Channel]):
     ) -> Answers[Prediction]:
         """One prediction per row over one stream; otherwise as `infer_stream`, but errors have their codes."""
         return self._stream(calls.predict_stream(model, version, timing), rows, timeout_s, request_id)
+
+    def upload(
+        self,
+        model: str,
+        file: Source,
+        *,
+        version: str = "",
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        store_only: bool = False,
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> Uploaded:
+        """A new model, or a new version of one. Returns when it answers requests; nothing is retried.
+
+        Args:
+            model: the model's id.
+            file: the ONNX file's path, or its content.
+            version: a number, or any other name, which gets the next number; the next number where empty.
+            name: for people; the id where empty.
+            labels: of the version.
+            store_only: neither load it nor have it answer.
+            timeout_s: unlimited where None (the server has limits of its own).
+
+        Raises:
+            AlreadyExists: the model has that version.
+            NexusClientError: as any call; with reason MODEL_REFUSED where the model can't be served.
+            OSError: the file can't be read.
+        """
+        upload = Upload(model, file, name=name, version=version, labels=labels, store_only=store_only)
+        limit = self._begin(math.inf if timeout_s is None else timeout_s)
+        feed = Feed(_same, upload)
+        method = self._next_channel().stream_unary(METHOD, serialised, UploadResponse.FromString)
+        call = method.future(iter(feed), limit.remaining_s(), self._call_metadata(request_id))
+        try:
+            answer = call.result()
+        except grpc.RpcError as error:
+            if feed.failure is not None:
+                raise feed.failure from None
+            raise from_rpc(error, request_id) from None
+        except grpc.FutureCancelledError:
+            raise closed() from None
+        finally:
+            # Where something else was raised meanwhile (Ctrl-C), the server must not wait for the rest.
+            call.cancel()
+        return uploaded(answer, request_id_of(call.initial_metadata(), request_id))
 
     def models(self, *, timeout_s: float | None = None) -> list[ModelState]:
         """Every version in the server's repository, whatever its state."""

@@ -3,6 +3,7 @@
 NexusClientError        any failure; `code` is the gRPC status code's name
 ├── InvalidInput        INVALID_ARGUMENT, OUT_OF_RANGE: the request does not fit the model, or can't be encoded
 ├── NotFound            NOT_FOUND: no such model or version
+├── AlreadyExists       ALREADY_EXISTS: the model has that version already
 ├── Unavailable         UNAVAILABLE: no server there, or the model is not ready; was retried
 ├── Overloaded          RESOURCE_EXHAUSTED: a limit is full; was retried if the server said when
 └── DeadlineExceeded    DEADLINE_EXCEEDED: no answer in time
@@ -78,6 +79,10 @@ class NotFound(NexusClientError):
     """The server has no such model or version."""
 
 
+class AlreadyExists(NexusClientError):
+    """The server has that version of the model already; it was not touched."""
+
+
 class Unavailable(NexusClientError):
     """No server could be reached, it is shutting down, or the model is not ready."""
 
@@ -94,6 +99,7 @@ _CLASSES: dict[str, type[NexusClientError]] = {
     "INVALID_ARGUMENT": InvalidInput,
     "OUT_OF_RANGE": InvalidInput,
     "NOT_FOUND": NotFound,
+    "ALREADY_EXISTS": AlreadyExists,
     "UNAVAILABLE": Unavailable,
     "RESOURCE_EXHAUSTED": Overloaded,
     "DEADLINE_EXCEEDED": DeadlineExceeded,

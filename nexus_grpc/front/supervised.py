@@ -62,7 +62,8 @@ def caller_of(context: CallContext, interface: str) -> Caller:
     """
     peer = unquote(context.peer())
     if peer.startswith("unix"):
-        # Envoy's socket: the last address in this header is the one that Envoy itself saw.
+        # Envoy's socket: the last address in this header is the one that Envoy itself saw (of a client on Envoy's own
+        # machine, that machine's address).
         forwarded = [value for key, value in context.invocation_metadata() or () if key == "x-forwarded-for"]
         address = str(forwarded[-1]).rpartition(",")[2].strip() if forwarded else "unix"
     else:

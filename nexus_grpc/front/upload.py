@@ -1,8 +1,8 @@
 """Uploads: nexus.v1.Models/Upload and its twin, POST /models/upload. What arrives is hashed and written to the staging
 folder (nexus_grpc/staging.py); when it is complete and as announced, the supervisor takes it over.
 
-A front receives `uploads_max` at a time, each within `upload_seconds`. Whatever goes wrong before the supervisor has it,
-the staged file is removed.
+A front receives `uploads_max` at a time, each within `upload_seconds`. Whatever goes wrong before the supervisor has
+it, the staged file is removed.
 """
 
 import contextlib
@@ -257,7 +257,7 @@ class Uploads:
         except DeadlinePassed:
             # The supervisor goes on with it.
             raise
-        except NexusError:
+        except Exception:
             # Either it has removed the file, or it has never heard of it.
             with contextlib.suppress(OSError):
                 os.unlink(arguments["staged"])
@@ -307,10 +307,12 @@ def _bug(error: Exception) -> NexusError:
 def upload_handlers(settings: Settings, supervised: Supervised, ids: RequestIds) -> tuple[grpc.GenericRpcHandler, ...]:
     """The handlers of nexus.v1.Models/Upload and of its twin."""
     uploads = Uploads(settings, supervised, ids)
-    by_grpc = grpc.stream_unary_rpc_method_handler(
+    by_grpc: grpc.RpcMethodHandler[Any, Any] = grpc.stream_unary_rpc_method_handler(
         uploads.by_grpc, UploadRequest.FromString, lambda message: message.SerializeToString()
     )
-    by_form = grpc.stream_unary_rpc_method_handler(uploads.by_form, httpbody_pb2.HttpBody.FromString)
+    by_form: grpc.RpcMethodHandler[Any, Any] = grpc.stream_unary_rpc_method_handler(
+        uploads.by_form, httpbody_pb2.HttpBody.FromString
+    )
     return (
         grpc.method_handlers_generic_handler("nexus.v1.Models", {METHOD: by_grpc}),
         grpc.method_handlers_generic_handler(SERVICE, {TWIN: by_form}),

@@ -3,56 +3,63 @@
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from nexus_grpc.ipc.errors import StorageFailed
-from nexus_grpc.registry.store import SCHEMA_VERSION, TABLES, Execute, Registry, check_schema
+from nexus_grpc.registry import rows
+from nexus_grpc.registry.store import Execute, Registry
 
 FILE = "registry.db"
 BUSY_SECONDS = 10.0
-_APPEND_ONLY = tuple(
-    f"CREATE TRIGGER IF NOT EXISTS audit_no_{verb.lower()} BEFORE {verb} ON audit"
-    " BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
-    for verb in ("UPDATE", "DELETE")
-)
-
-
-class _Execute(Execute):
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    def __call__(self, statement: str, values: Sequence[Any]) -> list[Sequence[Any]]:
-        return self._connection.execute(statement, values).fetchall()
+_ABORT = "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
+# Primary result codes, the low byte of sqlite_errorcode: https://sqlite.org/rescode.html
+_BROKEN_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class SqliteRegistry(Registry):
-    """Opens the file, or makes it. Raises StorageFailed when it cannot be used."""
+    """Opens the file, or makes it and the folder. Raises StorageFailed when it cannot be used."""
+
+    mark = "?"
+    schema_query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'schema_version'"
+    guards = (
+        f"CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit {_ABORT}",
+        f"CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit {_ABORT}",
+        # INSERT OR REPLACE deletes without the trigger above.
+        "CREATE TRIGGER audit_no_replace BEFORE INSERT ON audit"
+        " WHEN EXISTS (SELECT 1 FROM audit WHERE sequence = NEW.sequence OR token = NEW.token)"
+        f" {_ABORT}",
+    )
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # SQLite gives the files beside it (-wal, -shm) the same permissions.
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            _keep_private(self._path)
             self._connection = sqlite3.connect(
                 self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
-            self._prepare()
-        except (OSError, sqlite3.Error, ValueError) as error:
+        except (OSError, sqlite3.Error) as error:
             raise self._failed(error) from None
+        try:
+            self._begin()
+        except (sqlite3.Error, ValueError) as error:
+            self.close()
+            raise self._failed(error) from None
+        except StorageFailed:
+            self.close()
+            raise
 
-    def _prepare(self) -> None:
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+    def _begin(self) -> None:
+        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
             self._connection.execute(f"PRAGMA {pragma}").fetchall()
+        found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise StorageFailed(f"the registry {self._path} is damaged: {found}{_HINT}", reason="REGISTRY_FAILED")
         with self._transaction() as execute:
-            for statement in (*TABLES, *_APPEND_ONLY):
-                execute(statement, ())
-            if check_schema(execute("SELECT version FROM schema_version", ())):
-                execute("INSERT INTO schema_version (version) VALUES (?)", (SCHEMA_VERSION,))
+            self._prepare(execute)
 
-    def _query(self, statement: str, values: Sequence[Any] = ()) -> list[Sequence[Any]]:
+    def _query(self, statement: str, values: rows.Values = ()) -> list[rows.Values]:
         try:
             return self._connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:
@@ -60,9 +67,13 @@ class SqliteRegistry(Registry):
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Execute]:
+        def execute(statement: str, values: rows.Values) -> list[rows.Values]:
+            return self._connection.execute(statement, values).fetchall()
+
         try:
+            # IMMEDIATE: other writers are kept out from here on, not only from the first write.
             self._connection.execute("BEGIN IMMEDIATE")
-            yield _Execute(self._connection)
+            yield execute
             self._connection.execute("COMMIT")
         except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
@@ -76,9 +87,18 @@ class SqliteRegistry(Registry):
 
     def _failed(self, error: Exception) -> StorageFailed:
         reason = getattr(error, "strerror", None) or str(error)
-        hint = "; restore it from a backup, or move it away to begin anew" if _is_broken(error) else ""
-        return StorageFailed(f"the registry {self._path} cannot be used: {reason}{hint}", reason="REGISTRY_FAILED")
+        is_broken = getattr(error, "sqlite_errorcode", 0) & 0xFF in _BROKEN_CODES
+        text = f"the registry {self._path} cannot be used: {reason}{_HINT if is_broken else ''}"
+        return StorageFailed(text, reason="REGISTRY_FAILED")
 
 
-def _is_broken(error: Exception) -> bool:
-    return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+_HINT = "; restore it from a backup, or move it away to begin anew"
+
+
+def _keep_private(path: Path) -> None:
+    """Make the file; its owner's alone, and so the files that SQLite puts beside it (-wal, -shm)."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)

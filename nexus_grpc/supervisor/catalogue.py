@@ -70,11 +70,13 @@ class Version:
     def load_order(self, default_max_batch_size: int) -> dict[str, Any]:
         """The control message that has a worker load it."""
         if self.variant:
-            return {"type": "alias", "slot": self.slot, "of": self.of, "variant": self.variant}
+            order = {"type": "alias", "slot": self.slot, "of": self.of, "variant": self.variant}
+            return {**order, "incarnation": self.incarnation}
         config = self.entry.config
         return {
             "type": "load",
             "slot": self.slot,
+            "incarnation": self.incarnation,
             "name": self.name,
             "version": self.version,
             "path": self.path,

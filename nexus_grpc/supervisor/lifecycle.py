@@ -11,6 +11,7 @@ crash the next start does what was committed.
 import asyncio
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -194,8 +195,14 @@ class Lifecycle:
         return self._state(name)
 
     async def rescan(self, state: ModelState) -> None:
-        """Read a model's folder again."""
-        state.entry = await asyncio.to_thread(scan_model, self._settings.model_repository, state.name)
+        """Read a model's folder again. One that became broken, with its files there, goes on as it was."""
+        found = await asyncio.to_thread(scan_model, self._settings.model_repository, state.name)
+        broken = found is not None and found.error is not None and not found.present
+        in_memory = model_state.loaded(self._catalogue, state.name).values()
+        if broken and found is not None and state.present and any(os.path.exists(each.path) for each in in_memory):
+            self._log.error("model cannot be read; it serves on as it was", model=state.name, reason=found.error)
+            return
+        state.entry = found
 
     async def ensure_loaded(self, state: ModelState, number: int) -> None:
         """Have a version in memory, beside what is there; nobody is sent to it yet. Raises NexusError."""

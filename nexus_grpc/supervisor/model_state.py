@@ -118,13 +118,13 @@ def loaded(catalogue: Catalogue, name: str) -> dict[int, Version]:
 
 def serving(state: ModelState, catalogue: Catalogue) -> int | None:
     """The version that answers requests which name none: the chosen one, or the newest that is ready."""
-    ready = loaded(catalogue, state.name)
+    ready = set(loaded(catalogue, state.name)) & state.present
     primary = state.traffic.primary
     if primary is not None:
         return primary if primary in ready else None
     shadow = {state.traffic.shadow.version} if state.traffic.shadow is not None else set()
     selected = {each.version for each in state.entry.versions} if state.entry is not None else set()
-    return max(set(ready) - (shadow - selected), default=None)
+    return max(ready - (shadow - selected), default=None)
 
 
 def routing(state: ModelState, catalogue: Catalogue) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.ipc.record import Method
 from tests.property.messages import batch_requests, infer_requests, models, mutations, predict_requests
+from workers.assembly import assemble
 from workers.infer_decode import decode_infer
-from workers.loop import _assemble
 from workers.model import Model
 from workers.predict_codec import decode_batch_predict, decode_predict
 from workers.requests import Decoded, Request
@@ -28,7 +28,7 @@ def hold(decode: Callable[[Model, bytes], Decoded], method: Method, model: Model
     assert decoded.rows >= 1
     request = Request(None, 1, 0, 0, b"")
     request.rows, request.signature, request.pieces = decoded.rows, decoded.signature, decoded.pieces
-    for name, array in _assemble(model, [request], decoded.rows).items():
+    for name, array in assemble(model, [request], decoded.rows).items():
         spec = model.input_named(name)
         assert spec is not None
         assert array.dtype == spec.datatype.dtype

@@ -199,10 +199,10 @@ def test_a_model_that_needs_less_memory_than_it_may_have_passes(staged: Callable
 )
 def test_a_model_that_never_ends_is_stopped(batchable: bool, words: str, staged: Callable[[ModelProto], Path]) -> None:
     began = time.monotonic()
-    error = refusal(staged(bad.never_ends(batchable=batchable)), trial_seconds=4)
+    error = refusal(staged(bad.never_ends(batchable=batchable)), trial_seconds=6)
     assert isinstance(error, ModelNotServable)
-    assert f"{words} longer than 4 s (trial_seconds)" in error.message
-    assert 4 <= time.monotonic() - began < 30
+    assert f"{words} longer than 6 s (trial_seconds)" in error.message
+    assert 6 <= time.monotonic() - began < 30
     assert trials_of(psutil.Process()) == []
 
 
@@ -316,7 +316,7 @@ def test_at_most_two_at_a_time(staged: Callable[[ModelProto], Path]) -> None:
     results, most = run(crowd())
     assert most == AT_ONCE_MAX
     # Each has its own time: those that waited for their turn have not used it up by waiting.
-    assert all("took longer than 3 s" in str(result) for result in results)
+    assert all("3 s (trial_seconds)" in str(result) for result in results)
     assert len(results) == 4
 
 

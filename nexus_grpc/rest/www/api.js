@@ -69,7 +69,10 @@ export const predict = (request) => call("/predict", { method: "POST", json: req
 /** A curl line for a POSIX shell. `body` is JSON text, or undefined for none; `form` a multipart form's fields instead. */
 export function curlLine(url, { method = "GET", body, form } = {}) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-  if (form) return [`curl ${quoted(url)}`, ...Object.entries(form).map(([key, value]) => `-F ${quoted(`${key}=${value}`)}`)].join(" \\\n  ");
+  if (form) {
+    const fields = Object.entries(form).map(([key, value]) => `-F ${quoted(`${key}=${value}`)}`);
+    return [`curl ${quoted(url)}`, ...fields].join(" \\\n  ");
+  }
   if (body === undefined) return method === "GET" ? `curl ${quoted(url)}` : `curl -X ${method} ${quoted(url)}`;
   const verb = method === "POST" ? "" : `-X ${method} `;
   return `curl ${verb}${quoted(url)} \\\n  -H 'content-type: application/json' \\\n  -d ${quoted(body)}`;

@@ -104,7 +104,7 @@ def test_arms_have_slots_of_their_own_and_come_after_versions() -> None:
     assert catalogue.for_worker(0) == [version, late, arm]
     assert list(catalogue.arms_of("a")) == [arm]
     assert list(catalogue.of_model("a")) == [version]
-    assert arm.load_order(1) == {"type": "alias", "slot": 2, "of": 1, "variant": "B"}
+    assert arm.load_order(1) == {"type": "alias", "slot": 2, "of": 1, "variant": "B", "incarnation": 2}
     assert arm not in catalogue.listed
 
 

@@ -1,0 +1,42 @@
+"""Before and after a run: the batch's requests joined into arrays, and the outputs as they were promised."""
+
+from typing import Any
+
+import numpy as np
+
+from nexus_grpc.ipc.errors import InferenceFailed
+from workers.model import Model
+from workers.requests import Request
+from workers.results import BatchResult
+from workers.session import as_served
+from workers.tensors import Array
+
+
+def assemble(model: Model, batch: list[Request], rows: int) -> dict[str, Array]:
+    """Each input's pieces, joined in order, with the batch's shape."""
+    feeds: dict[str, Array] = {}
+    for index, (name, shape) in enumerate(batch[0].signature):
+        spec = model.input_named(name)
+        assert spec is not None
+        full = (rows, *shape) if model.max_batch_size else shape
+        pieces = [request.pieces[index] for request in batch]
+        if spec.datatype.dtype.hasobject:
+            joined: Any = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+            feeds[name] = joined.reshape(full)
+        else:
+            joined = b"".join(pieces) if len(pieces) > 1 else pieces[0]  # type: ignore[arg-type]
+            feeds[name] = np.frombuffer(joined, spec.datatype.dtype).reshape(full)
+    return feeds
+
+
+def checked(model: Model, outputs: list[Array], rows: int) -> BatchResult:
+    """The run's outputs, in the promised dtypes. Raises InferenceFailed when an output has no row per input row."""
+    served = [as_served(spec, output) for spec, output in zip(model.outputs, outputs, strict=True)]
+    if model.max_batch_size:
+        for spec, array in zip(model.outputs, served, strict=True):
+            if array.ndim == 0 or array.shape[0] != rows:
+                raise InferenceFailed(
+                    f"output '{spec.name}' of model '{model.name}' has shape {list(array.shape)} for a batch of {rows}"
+                    " rows; set max_batch_size: 0 in its config.pbtxt"
+                )
+    return BatchResult(model, served, rows)
