@@ -55,7 +55,8 @@ class SqliteRegistry(Registry):
             self._connection.execute(f"PRAGMA {pragma}").fetchall()
         found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
-            raise StorageFailed(f"the registry {self._path} is damaged: {found}{_HINT}", reason="REGISTRY_FAILED")
+            reason = found.splitlines()[-1]
+            raise StorageFailed(f"the registry {self._path} is damaged: {reason}{_HINT}", reason="REGISTRY_FAILED")
         with self._transaction() as execute:
             self._prepare(execute)
 

@@ -87,12 +87,25 @@ class ModelState:
             explicit: only what was asked for (--model-control explicit).
             started_with: the models that --load-model names; "*" for all.
         """
-        by_policy = {each.version for each in self.entry.versions} if self.entry is not None else set()
+        by_policy = self.by_policy
         if explicit and not {self.name, "*"} & set(started_with):
             by_policy = set()
-        asked = {number for number, row in self.rows.items() if row.wanted == "loaded"}
-        refused = {number for number, row in self.rows.items() if row.wanted == "unloaded"}
-        return (((by_policy | asked) - refused) | set(versions(self.traffic)) - refused) & self.present
+        return (
+            (by_policy | self._that_are("loaded") | versions(self.traffic)) - self._that_are("unloaded")
+        ) & self.present
+
+    @property
+    def by_policy(self) -> set[int]:
+        """The versions that the version policy selects."""
+        return {each.version for each in self.entry.versions} if self.entry is not None else set()
+
+    def _that_are(self, wanted: str) -> set[int]:
+        return {number for number, row in self.rows.items() if row.wanted == wanted}
+
+    @property
+    def chosen(self) -> set[int]:
+        """The versions that may answer requests which name none: of the policy's and those loaded by name."""
+        return (self.by_policy | self._that_are("loaded")) - self._that_are("unloaded")
 
     def fingerprint(self, number: int) -> str:
         """Changes when the version's file, or the model's configuration, does."""
@@ -117,14 +130,14 @@ def loaded(catalogue: Catalogue, name: str) -> dict[int, Version]:
 
 
 def serving(state: ModelState, catalogue: Catalogue) -> int | None:
-    """The version that answers requests which name none: the chosen one, or the newest that is ready."""
+    """The version that answers requests which name none: the primary, or else the newest that is ready of those that
+    policy and people chose; when none of these is, the newest that is left, unless it is only there as a shadow."""
     ready = set(loaded(catalogue, state.name)) & state.present
     primary = state.traffic.primary
     if primary is not None:
         return primary if primary in ready else None
     shadow = {state.traffic.shadow.version} if state.traffic.shadow is not None else set()
-    selected = {each.version for each in state.entry.versions} if state.entry is not None else set()
-    return max(ready - (shadow - selected), default=None)
+    return max(ready & state.chosen or ready - shadow, default=None)
 
 
 def routing(state: ModelState, catalogue: Catalogue) -> dict[str, Any]:

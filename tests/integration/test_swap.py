@@ -131,7 +131,7 @@ def test_a_broken_new_version_leaves_the_old_one(admin: Admin, repository: pathl
     assert admin.ask().by_values == "1"
     with refused("INVALID_ARGUMENT") as said:
         admin.models("Load", id=NAME, version="2")
-    assert "no ONNX model" in said[0]
+    assert "not an ONNX model" in said[0]
     assert admin.ask().by_values == "1"
     age(put(repository, 2))
     wait_for(lambda: admin.ask().by_values == "2")

@@ -12,9 +12,7 @@ import pytest
 
 from nexus_grpc.registry.open import open_registry
 from nexus_grpc.registry.store import Registry
-from tests.postgres import Postgres, postgres_server
-
-__all__ = ["postgres_server"]
+from tests.postgres import Postgres, running_postgres
 
 KINDS = ("sqlite", "postgres")
 
@@ -42,13 +40,19 @@ class Place:
             return file.execute(statement).fetchall()
 
 
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
 @pytest.fixture(params=KINDS)
 def place(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[Place]:
     """An empty one."""
     url = ""
     if request.param == "postgres":
         server: Postgres = request.getfixturevalue("postgres_server")
-        url = server.url(server.new_database())
+        url = server.url(server.create_database())
     place = Place(url, tmp_path / "data")
     yield place
     for registry in place.opened:
@@ -63,7 +67,7 @@ def registry(place: Place) -> Registry:
 @pytest.fixture
 def database(postgres_server: Postgres, tmp_path: pathlib.Path) -> Iterator[Place]:
     """In PostgreSQL, empty. The server runs again afterwards, whatever the test did to it."""
-    place = Place(postgres_server.url(postgres_server.new_database()), tmp_path / "data")
+    place = Place(postgres_server.url(postgres_server.create_database()), tmp_path / "data")
     yield place
     for registry in place.opened:
         registry.close()

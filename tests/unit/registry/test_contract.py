@@ -1,6 +1,7 @@
 """What holds for a registry of either kind."""
 
 import concurrent.futures
+import itertools
 import re
 import threading
 
@@ -144,7 +145,8 @@ def test_big_values(registry: Registry) -> None:
         "UPDATE audit SET actor = 'nobody'",
         "DELETE FROM audit",
         "DELETE FROM audit WHERE sequence = 2",
-        "INSERT INTO audit SELECT * FROM audit WHERE sequence = 1 ON CONFLICT (sequence) DO UPDATE SET actor = 'nobody'",
+        "INSERT INTO audit SELECT * FROM audit WHERE sequence = 1"
+        " ON CONFLICT (sequence) DO UPDATE SET actor = 'nobody'",
     ],
 )
 def test_the_audit_log_is_append_only(place: Place, registry: Registry, statement: str) -> None:
@@ -182,7 +184,7 @@ def test_concurrent_appliers_get_gapless_numbers(place: Place, registry: Registr
 
     with concurrent.futures.ThreadPoolExecutor(appliers) as pool:
         numbers = list(pool.map(work, range(appliers)))
-    assert sorted(sum(numbers, [])) == list(range(1, appliers * each + 1))
+    assert sorted(itertools.chain(*numbers)) == list(range(1, appliers * each + 1))
     history = registry.history(limit=10_000)
     assert [row.sequence for row in history] == list(range(appliers * each, 0, -1))
     # Each one's own changes stand in the order in which it made them, under the numbers it was told.
