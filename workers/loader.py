@@ -118,18 +118,25 @@ def _looks_batchable(opened: OpenedSession) -> bool:
 
 
 def _batches_like_single(model: Model) -> bool:
-    """Whether rows run together give what they give alone: a dynamic dimension need not be a batch dimension."""
-    feeds = {
-        spec.name: _sample(spec, tuple(1 if dim == -1 else dim for dim in spec.row_shape)) for spec in model.inputs
-    }
+    """Whether rows run together give what they give alone: a dynamic dimension need not be a batch dimension.
+
+    Not so where that cannot be found out: sample rows whose outputs, or their comparison, take more memory than there
+    is say nothing of real ones.
+    """
     try:
-        together = model.run(feeds, False)
-        alone = [
-            model.run({name: array[row : row + 1] for name, array in feeds.items()}, False)
-            for row in range(SAMPLE_ROWS)
-        ]
-    except NexusError:
+        feeds = {
+            spec.name: _sample(spec, tuple(1 if dim == -1 else dim for dim in spec.row_shape)) for spec in model.inputs
+        }
+        return _gives_same_rows(model, feeds)
+    except (NexusError, MemoryError):
         return False
+
+
+def _gives_same_rows(model: Model, feeds: dict[str, Array]) -> bool:
+    together = model.run(feeds, False)
+    alone = [
+        model.run({name: array[row : row + 1] for name, array in feeds.items()}, False) for row in range(SAMPLE_ROWS)
+    ]
     for index, spec in enumerate(model.outputs):
         whole = as_served(spec, together[index])
         parts = [as_served(spec, outputs[index]) for outputs in alone]

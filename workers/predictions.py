@@ -57,12 +57,13 @@ def _class_count(model: Model) -> int:
 def count_predictions(result: BatchResult) -> list[int]:
     """Counts by bucket of a batch's answers."""
     model = result.model
-    if _class_count(model):
-        buckets = np.minimum(result.outputs[model.probabilities_index].argmax(axis=-1).ravel(), _LAST)
+    classes = _class_count(model)
+    output = result.outputs[model.probabilities_index if classes else 0]
+    if not output.size:  # whatever the graph declares
+        return []
+    if classes:
+        buckets = np.minimum(output.argmax(axis=-1).ravel(), _LAST)
     else:
-        output = result.outputs[0]
-        if not output.size:
-            return []
         values = output.reshape(len(output) if output.ndim else 1, -1)[:, 0]
         buckets = _buckets(values, model.outputs[0].labels)
     counts: list[int] = np.bincount(buckets, minlength=PREDICTION_BUCKETS).tolist()
@@ -82,5 +83,5 @@ def _buckets(values: Any, labels: tuple[str, ...]) -> Array:
 def _text_bucket(text: str, labels: tuple[str, ...]) -> int:
     """By the known labels; without, by a checksum: all workers and versions must put a text into the same bucket."""
     if not labels:
-        return zlib.crc32(text.encode()) % PREDICTION_BUCKETS
+        return zlib.crc32(text.encode("utf-8", "surrogatepass")) % PREDICTION_BUCKETS
     return min(labels.index(text) if text in labels else len(labels), _LAST)

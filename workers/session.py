@@ -118,6 +118,8 @@ def _symbols(nodes: list[Any]) -> frozenset[str | None]:
 
 def _opened(name: str, session: Any, inputs: tuple[TensorSpec, ...]) -> OpenedSession:
     nodes = session.get_outputs()
+    if not nodes:
+        raise ModelNotServable(f"model '{name}' has no outputs")
     symbols = _symbols(session.get_inputs())
     maps = [index for index, node in enumerate(nodes) if node.type in SEQUENCE_OF_MAPS]
     run = _plain_run(session, [node.name for node in nodes])

@@ -6,13 +6,13 @@ what comes on top is dropped and counted. So a shadow costs the answers nothing 
 
 import collections
 import random
+import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from nexus_grpc.ipc.errors import NexusError
 from nexus_grpc.ipc.stats import WorkerStats
 from workers.model import Model
 from workers.results import BatchResult
@@ -54,10 +54,14 @@ class Shadows:
         self._waiting_bytes = 0
 
     def set(self, slot: int, candidate: int, basis_points: int) -> None:
-        """Copy this share of the slot's batches to another; 0 for none."""
+        """Copy this share of the slot's batches to another; 0 for none.
+
+        Nothing for a slot that has no model here: whatever gets it later is not meant.
+        """
+        if self._model_of(slot) is None:
+            return
         wanted = candidate if basis_points else 0
-        if self._model_of(slot) is not None:
-            self._stats.shadowed_by(slot, wanted)
+        self._stats.shadowed_by(slot, wanted)
         if wanted != self.sources.get(slot, (0, 0.0))[0]:
             self._drop_copies(lambda copy: copy.slot == slot)
         if wanted:
@@ -83,7 +87,7 @@ class Shadows:
         candidate, share = self.sources.get(slot, (0, 0.0))
         if not candidate or (share < 1 and _random() >= share):
             return
-        size_bytes = sum(array.nbytes for array in (*feeds.values(), *result.outputs))
+        size_bytes = sum(_size_bytes(array) for array in (*feeds.values(), *result.outputs))
         if len(self._waiting) >= BACKLOG_MAX or self._waiting_bytes + size_bytes > BACKLOG_BYTES:
             self._stats.shadow_dropped(slot)
             return
@@ -111,11 +115,17 @@ class Shadows:
             candidate_ns = time.monotonic_ns() - started_ns
             served = [as_served(spec, output) for spec, output in zip(candidate.outputs, outputs, strict=True)]
             disagreed = disagreeing(primary, copy.outputs, candidate, served, copy.rows)
-        except (NexusError, ValueError):
+        except Exception:
+            # Nobody waits for it: whatever a candidate provokes is a count, and costs the worker's models nothing.
             stats.shadow_failed(copy.slot)
         else:
             stats.shadowed(copy.slot, copy.rows, disagreed, copy.primary_ns, candidate_ns)
         return True
+
+
+def _size_bytes(array: Array) -> int:
+    """What it holds in memory; an array of texts has but pointers to them in itself."""
+    return array.nbytes + (sum(map(sys.getsizeof, array.ravel().tolist())) if array.dtype.hasobject else 0)
 
 
 def disagreeing(primary: Model, outputs: list[Array], candidate: Model, others: list[Array], rows: int) -> int:

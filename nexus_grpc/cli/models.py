@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nexus_grpc.cli import records
+from nexus_grpc.cli import records, upload
 from nexus_grpc.cli.output import print_json, print_table
 from nexus_grpc.cli.remote import (
     CHANGE_SECONDS,
@@ -248,6 +248,7 @@ def _answers(answer: "ModelInfo", version: str, state: str) -> bool:
     return version == answer.version and state == "READY" == answer.state
 
 
+app.command("upload")(upload.upload)
 app.command("history")(records.history)
 app.command("register")(records.register)
 app.command("update")(records.update)

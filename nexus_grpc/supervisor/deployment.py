@@ -63,7 +63,10 @@ class Deployment:
         for worker in self._workers:
             if worker.index in version.workers and worker.child is not None:
                 version.pending.add(worker.index)
-                if worker.started:
+                if worker.ready and version.variant:
+                    # Done at once: no reason to wait for what the worker is loading.
+                    worker.child.send(version.load_order(self._settings.default_max_batch_size))
+                elif worker.started:
                     worker.to_load.append(version)
                     if worker.loading is None:
                         self._load_next(worker)
@@ -140,7 +143,8 @@ class Deployment:
         version = self._catalogue.by_slot(slot)
         if version is not None:
             self._check(version)
-        self._load_next(worker)
+        if worker.loading == slot:
+            self._load_next(worker)
 
     def _fail(self, slot: int, reason: str) -> None:
         self._catalogue.failed(slot, reason)

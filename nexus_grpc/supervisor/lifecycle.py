@@ -1,8 +1,9 @@
-"""Brings memory and routing in line with what the repository holds and the registry says: one model at a time, under
-its lock; models do not wait for each other.
+"""Brings memory and routing in line with what the repository holds and the registry says; models do not wait for each
+other.
 
-    change (operations, poll, ramp) ─▶ bring_about(): load what is wanted and missing ─▶ publish the routing table
-                                                      ─▶ unload what nobody wants any more
+    prepared()   load what the change needs, beside what serves, without the model's lock
+    hold()       then, with the lock: check, commit() to the registry, settle(): publish the routing table,
+                 and unload what nobody wants any more
 
 A version that cannot be loaded leaves what serves as it is. State in the registry comes first, memory follows: after a
 crash the next start does what was committed.
@@ -13,29 +14,25 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nexus_grpc import logs
 from nexus_grpc.ipc.errors import ModelNotServable, NexusError, StorageFailed, UnknownModel
 from nexus_grpc.registry.records import Change, ModelRow, VersionRow
 from nexus_grpc.registry.store import Registry
-from nexus_grpc.repository import ModelEntry, scan_model
+from nexus_grpc.repository import ModelEntry, is_model_name, scan_model
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor import model_state
 from nexus_grpc.supervisor.catalogue import Catalogue, Version
 from nexus_grpc.supervisor.deployment import Deployment
+from nexus_grpc.supervisor.loading import Loading
 from nexus_grpc.supervisor.model_state import ModelState
-from nexus_grpc.supervisor.trial import try_model
 from nexus_grpc.traffic.policy import EARLIER_MAX, ModelTraffic
 
 
 class Lifecycle:
-    """All models' states. Coroutines run on the event loop; the disk and the registry are asked in threads.
-
-    Args:
-        deployment: set before the first coroutine runs (it needs our routing table, and we need it).
-    """
+    """All models' states. Coroutines run on the event loop; the disk and the registry are asked in threads."""
 
     def __init__(self, settings: Settings, catalogue: Catalogue, registry: Registry) -> None:
         self._settings = settings
@@ -44,7 +41,7 @@ class Lifecycle:
         self._registry_lock = asyncio.Lock()
         self._log = logs.logger()
         self.states: dict[str, ModelState] = {}
-        self.deployment: Deployment
+        self.loading = Loading(settings, catalogue, self._show)
 
     # --- starting ---
 
@@ -68,22 +65,13 @@ class Lifecycle:
 
     def _place(self, state: ModelState) -> None:
         """At the start: what is wanted, and the arms of a running experiment, become LOADING."""
-        for number in sorted(self._wanted(state)):
+        for number in sorted(self.loading.wanted(state)):
             try:
-                self._add(state, number)
+                self.loading.add(state, number)
             except ModelNotServable as error:
                 state.failures[number] = ("", error.message)
         self._add_arms(state, model_state.all_of(self._catalogue, state.name))
         self._show(state)
-
-    def _add(self, state: ModelState, number: int) -> Version:
-        assert state.entry is not None
-        path = state.path_of(number)
-        name = state.name_of(number)
-        return self._catalogue.add(state.entry, str(number), path, state.fingerprint(number), name)
-
-    def _wanted(self, state: ModelState) -> set[int]:
-        return state.wanted(self._settings.model_control == "explicit", self._settings.load_model)
 
     def _show(self, state: ModelState) -> None:
         if state.entry is not None:
@@ -96,19 +84,19 @@ class Lifecycle:
         for state in list(self.states.values()):
             async with state.lock:
                 self._note_failures(state)
-                if model_state.serving(state, self._catalogue) is None and self._wanted(state):
+                if model_state.choose(state, self._catalogue) is None and self.loading.wanted(state):
                     await self._fall_back(state)
-                state.was_serving = model_state.serving(state, self._catalogue)
+                state.chosen = model_state.choose(state, self._catalogue)
                 self._update_shadow(state)
                 self._show(state)
 
     async def _fall_back(self, state: ModelState) -> None:
-        for number in sorted(state.present - self._wanted(state), reverse=True):
+        for number in sorted(state.present - self.loading.wanted(state), reverse=True):
             row = state.rows.get(number)
             if row is not None and row.wanted == "unloaded":
                 continue
             with contextlib.suppress(NexusError):
-                await self._load(state, number)
+                await self.loading.ensure(state, number)
                 self._log.warning("an older version serves", model=state.name, version=str(number))
                 return
 
@@ -181,18 +169,61 @@ class Lifecycle:
     def registry(self) -> Registry:
         return self._registry
 
-    # --- bringing it about ---
+    # --- taking a model in hand ---
 
     def find(self, name: str) -> ModelState:
-        """Raises UnknownModel."""
+        """For looking at it. Raises UnknownModel."""
         state = self.states.get(name)
-        if state is None or (state.entry is None and state.row is None):
+        if state is None or not state.is_known:
             raise UnknownModel(f"Request for unknown model: '{name}' is not found")
         return state
 
-    def state_for_upload(self, name: str) -> ModelState:
-        """A model's state, new if need be."""
-        return self._state(name)
+    @contextlib.asynccontextmanager
+    async def hold(self, name: str, *, new: bool = False) -> AsyncIterator[ModelState]:
+        """For changing it: its lock is held for the `with`. Raises UnknownModel.
+
+        Args:
+            new: it need not be known yet.
+        """
+        if not (is_model_name(name) if new else name in self.states):
+            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+        state = self._state(name)
+        with self._in_use(state):
+            async with state.lock:
+                if not new:
+                    self.find(name)
+                yield state
+
+    @contextlib.contextmanager
+    def _in_use(self, state: ModelState) -> Iterator[None]:
+        """Everybody who has a model in hand has the same state of it: it is forgotten only by the last one."""
+        state.users += 1
+        try:
+            yield
+        finally:
+            state.users -= 1
+            if not state.users and not state.is_known and not state.rows:
+                self.states.pop(state.name, None)
+
+    @contextlib.asynccontextmanager
+    async def prepared(self, name: str, *numbers: int, anew: bool = False) -> AsyncIterator[None]:
+        """Versions are in memory, and stay there, for the `with`. Raises NexusError when one cannot be loaded.
+
+        Args:
+            anew: those whose file has changed are loaded again.
+        """
+        state = self.find(name)
+        with self._in_use(state):
+            try:
+                with _pinned(state, numbers):
+                    for number in numbers:
+                        await self.loading.ensure(state, number, anew=anew)
+                    yield
+            except NexusError:
+                # The change is off: what was loaded for it goes again.
+                async with state.lock:
+                    await self.settle(state)
+                raise
 
     async def rescan(self, state: ModelState) -> None:
         """Read a model's folder again. One that became broken, with its files there, goes on as it was."""
@@ -204,80 +235,39 @@ class Lifecycle:
             return
         state.entry = found
 
-    async def ensure_loaded(self, state: ModelState, number: int) -> None:
-        """Have a version in memory, beside what is there; nobody is sent to it yet. Raises NexusError."""
-        if number not in model_state.loaded(self._catalogue, state.name):
-            await self._load(state, number)
+    # --- bringing it about ---
 
-    async def _load(self, state: ModelState, number: int, replaces: Version | None = None) -> None:
-        state.path_of(number)
-        fingerprint = state.fingerprint(number)
-        state.loading.add(number)
-        self._show(state)
-        version: Version | None = None
-        try:
-            await self._trial(state, number, fingerprint)
-            version = self._add(state, number)
-            await self.deployment.load(version)
-        except NexusError as error:
-            state.failures[number] = (fingerprint, error.message)
-            if version is not None:
-                await self._drop_failed(version)
-            self._log.error("model version cannot be loaded", model=state.name, version=number, reason=error.message)
-            raise
-        finally:
-            state.loading.discard(number)
-        state.failures.pop(number, None)
-        self._log.info("model version loaded", model=state.name, version=str(number), replaces=bool(replaces))
-
-    async def _drop_failed(self, version: Version) -> None:
-        version.state = "UNAVAILABLE"
-        if version.held_by:
-            await self.deployment.unload(version)
-        else:
-            self._catalogue.drop(version)
-
-    async def _trial(self, state: ModelState, number: int, fingerprint: str) -> None:
-        """What has never been loaded here is loaded in a process of its own first: it may crash or hang."""
-        if fingerprint in state.tried:
-            return
-        assert state.entry is not None
-        await try_model(state.path_of(number), state.name, str(number), state.entry, self._settings)
-        state.tried.add(fingerprint)
-
-    async def bring_about(self, state: ModelState, *, retry: bool = False) -> dict[int, NexusError]:
-        """Load, route, unload, as repository and registry say. The lock must be held.
+    async def bring_about(self, name: str, *, retry: bool = False) -> dict[int, NexusError]:
+        """Load what is wanted and missing, then settle. The lock must not be held.
 
         Args:
             retry: also what could not be loaded before, though its files are the same.
 
         Returns what could not be loaded, and why.
         """
-        failed = await self._load_missing(state, retry)
-        ready = model_state.loaded(self._catalogue, state.name)
-        self._add_arms(state, ready)
+        state = self._state(name)
+        failed: dict[int, NexusError] = {}
+        missing = self.loading.missing(state, retry=retry)
+        with self._in_use(state), _pinned(state, missing):
+            for number in missing:
+                try:
+                    await self.loading.ensure(state, number, anew=True)
+                except NexusError as error:
+                    failed[number] = error
+            async with state.lock:
+                await self.settle(state)
+        return failed
+
+    async def settle(self, state: ModelState) -> None:
+        """Route as registry and repository say, to what is in memory; unload the rest. The lock must be held."""
+        self._add_arms(state, model_state.loaded(self._catalogue, state.name))
         await self._load_arms(state)
-        await self._remember(state)
+        await self._choose(state)
         self._update_shadow(state)
         self._show(state)
         await self.deployment.publish()
         await self._retire(state)
         self._show(state)
-        return failed
-
-    async def _load_missing(self, state: ModelState, retry: bool) -> dict[int, NexusError]:
-        failed: dict[int, NexusError] = {}
-        for number in sorted(self._wanted(state)):
-            have = model_state.loaded(self._catalogue, state.name).get(number)
-            fingerprint = state.fingerprint(number)
-            known_bad = state.failures.get(number, ("", ""))[0] == fingerprint
-            if (have is not None and have.fingerprint == fingerprint) or (known_bad and not retry):
-                continue
-            try:
-                await self._load(state, number, have)
-            except NexusError as error:
-                failed[number] = error
-        return failed
 
     def _add_arms(self, state: ModelState, ready: Mapping[int, Version]) -> None:
         """A slot for each arm of the running experiment that has none over its version as it is now."""
@@ -295,11 +285,11 @@ class Lifecycle:
             if arm.state == "LOADING" and not arm.pending:
                 await self.deployment.load(arm)
 
-    async def _remember(self, state: ModelState) -> None:
-        """When another version answers now, the one before stays for a while, and is what a rollback goes back to."""
-        now = model_state.serving(state, self._catalogue)
-        before, state.was_serving = state.was_serving, now
-        if before is None or now is None or now == before:
+    async def _choose(self, state: ModelState) -> None:
+        """When another version answers from now on, the one before stays for a while, and is what a rollback goes back
+        to."""
+        before, state.chosen = state.chosen, model_state.choose(state, self._catalogue)
+        if before is None or state.chosen is None or state.chosen == before:
             return
         if self._settings.keep_previous_seconds:
             state.lingering[before] = time.monotonic() + self._settings.keep_previous_seconds
@@ -319,7 +309,7 @@ class Lifecycle:
             base = ready.get(wanted_arms.get(arm.variant, -1))
             if base is None or base.slot != arm.of:
                 await self.deployment.unload(arm)
-        keep = self._wanted(state) | {model_state.serving(state, self._catalogue)} | self._kept_for_rollback(state)
+        keep = self.loading.wanted(state) | {state.chosen} | self._kept_for_rollback(state) | set(+state.pinned)
         for version in list(self._catalogue.of_model(state.name)):
             replaced = ready.get(version.number) is not version
             if (replaced or version.number not in keep) and not version.retiring and version.state == "READY":
@@ -350,6 +340,10 @@ class Lifecycle:
                     self._show(state)
                     await self.deployment.publish()
 
+    @property
+    def deployment(self) -> Deployment:
+        return self.loading.deployment
+
     def serving(self, state: ModelState) -> int | None:
         return model_state.serving(state, self._catalogue)
 
@@ -360,6 +354,15 @@ class Lifecycle:
     @property
     def settings(self) -> Settings:
         return self._settings
+
+
+@contextlib.contextmanager
+def _pinned(state: ModelState, numbers: Sequence[int]) -> Iterator[None]:
+    state.pinned.update(numbers)
+    try:
+        yield
+    finally:
+        state.pinned.subtract(numbers)
 
 
 def now_text() -> str:

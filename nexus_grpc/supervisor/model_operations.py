@@ -18,7 +18,7 @@ from nexus_grpc.ipc.errors import (
 )
 from nexus_grpc.registry.records import AuditRow, ModelRow, VersionRow
 from nexus_grpc.repository import is_model_name
-from nexus_grpc.supervisor import model_state, storage
+from nexus_grpc.supervisor import storage
 from nexus_grpc.supervisor.lifecycle import Lifecycle, now_text
 from nexus_grpc.supervisor.model_state import ModelState
 from nexus_grpc.supervisor.records import info_of, record_of
@@ -39,37 +39,33 @@ class ModelOperations:
     # --- loading and unloading ---
 
     async def load(self, arguments: Arguments, actor: str) -> dict[str, Any]:
-        state = await self._known_or_found(arguments["id"])
-        async with state.lock:
-            await self._load(state, arguments["version"], actor)
-            return info_of(state, self._lifecycle.catalogue)
+        life, name, version = self._lifecycle, arguments["id"], arguments["version"]
+        async with life.hold(name, new=True) as state:
+            numbers = await self._to_load(state, version)
+        asked = bool(version) or life.settings.model_control == "explicit"
+        async with life.prepared(name, *numbers, anew=True), life.hold(name) as state:
+            self._check_present(state, numbers)
+            rows = [self._row(state, number, actor, wanted="loaded" if asked else "auto") for number in numbers]
+            await life.commit(state, "load", actor, version=version, rows=rows)
+            await life.settle(state)
+            return info_of(state, life.catalogue)
 
-    async def _load(self, state: ModelState, version: str, actor: str) -> None:
-        life = self._lifecycle
-        await life.rescan(state)
+    async def _to_load(self, state: ModelState, version: str) -> list[int]:
+        """The versions that are meant, of what is in the repository now."""
+        known_before = state.is_known
+        await self._lifecycle.rescan(state)
         if state.entry is None:
+            if not known_before:
+                raise UnknownModel(f"Request for unknown model: '{state.name}' is not found")
             raise UnknownModel(f"model '{state.name}' is not in the repository")
         if state.entry.error and not state.present:
             raise ModelNotServable(f"model '{state.name}': {state.entry.error}")
-        explicit = life.settings.model_control == "explicit"
-        numbers = [state.number_of(version)] if version else [each.version for each in state.entry.versions]
-        for number in numbers:
-            await self._load_number(state, number)
-        asked = bool(version) or explicit
-        rows = [self._row(state, n, actor, wanted="loaded" if asked else "auto") for n in numbers]
-        await life.commit(state, "load", actor, version=version, rows=rows)
-        await life.bring_about(state)
+        return [state.number_of(version)] if version else [each.version for each in state.entry.versions]
 
-    async def _load_number(self, state: ModelState, number: int) -> None:
-        """Raises ModelNotServable when it cannot be loaded."""
-        life = self._lifecycle
-        have = model_state.loaded(life.catalogue, state.name).get(number)
-        if have is None or have.fingerprint == state.fingerprint(number):
-            await life.ensure_loaded(state, number)
-            return
-        failed = await life.bring_about(state, retry=True)
-        if number in failed:
-            raise failed[number]
+    def _check_present(self, state: ModelState, numbers: list[int]) -> None:
+        """Somebody may have deleted a version while it was being loaded. Raises UnknownModel."""
+        for number in numbers:
+            state.path_of(number)
 
     def _row(self, state: ModelState, number: int, actor: str, **changes: Any) -> VersionRow:
         known = state.rows.get(number)
@@ -79,8 +75,7 @@ class ModelOperations:
 
     async def unload(self, arguments: Arguments, actor: str) -> dict[str, Any]:
         life = self._lifecycle
-        state = life.find(arguments["id"])
-        async with state.lock:
+        async with life.hold(arguments["id"]) as state:
             version = arguments["version"]
             if state.traffic.experiment is not None and not version:
                 raise StateConflict(f"an experiment runs on model '{state.name}': abort or promote it first")
@@ -91,16 +86,18 @@ class ModelOperations:
             rows = [self._row(state, number, actor, wanted="unloaded") for number in numbers]
             await life.commit(state, "unload", actor, version=version, rows=rows)
             await self._let_go(state, numbers)
+            await life.settle(state)
             return info_of(state, life.catalogue)
 
     async def _let_go(self, state: ModelState, numbers: list[int]) -> None:
+        """Out of memory. What answered until now is no version to roll back to."""
         life = self._lifecycle
+        if state.chosen in numbers:
+            state.chosen = None
         for number in numbers:
             state.lingering.pop(number, None)
         for version in [v for v in life.catalogue.of_model(state.name) if v.number in numbers and not v.retiring]:
             await life.deployment.unload(version)
-        await life.bring_about(state)
-        state.was_serving = life.serving(state)
 
     def _check_unused(self, state: ModelState, number: int, verb: str) -> None:
         """A version that takes traffic is protected. Raises StateConflict or UnknownModel."""
@@ -116,60 +113,64 @@ class ModelOperations:
     # --- which version answers ---
 
     async def activate(self, arguments: Arguments, actor: str) -> dict[str, Any]:
+        life, name = self._lifecycle, arguments["id"]
+        async with life.hold(name, new=True) as state:
+            if not arguments["version"]:
+                self._lifecycle.find(name)
+                return await self._activate(state, None, actor)
+            if state.entry is None:
+                await self._to_load(state, arguments["version"])
+            number = state.number_of(arguments["version"])
+        async with life.prepared(name, number), life.hold(name) as state:
+            return await self._activate(state, number, actor)
+
+    async def _activate(self, state: ModelState, number: int | None, actor: str) -> dict[str, Any]:
         life = self._lifecycle
-        state = await self._known_or_found(arguments["id"])
-        async with state.lock:
-            number = state.number_of(arguments["version"]) if arguments["version"] else None
-            if number is not None:
-                await life.ensure_loaded(state, number)
-            traffic = policy.activate(state.traffic, life.serving(state), number)
-            rows = [self._row(state, number, actor, wanted="auto")] if number is not None else []
-            version = str(number or "")
-            await life.commit(state, "activate", actor, version=version, traffic=traffic, rows=rows)
-            await life.bring_about(state)
-            return info_of(state, life.catalogue)
+        traffic = policy.activate(state.traffic, life.serving(state), number)
+        rows = []
+        if number is not None:
+            self._check_present(state, [number])
+            rows = [self._row(state, number, actor, wanted="auto")]
+        await life.commit(state, "activate", actor, version=str(number or ""), traffic=traffic, rows=rows)
+        await life.settle(state)
+        return info_of(state, life.catalogue)
 
     async def rollback(self, arguments: Arguments, actor: str) -> dict[str, Any]:
         life = self._lifecycle
-        state = life.find(arguments["id"])
-        async with state.lock:
-            traffic = policy.rollback(state.traffic, life.serving(state))
-            assert traffic.primary is not None
-            await life.ensure_loaded(state, traffic.primary)
-            before = life.serving(state)
-            detail = {"from": str(before or ""), "to": str(traffic.primary)}
-            version = str(traffic.primary)
-            rows = [self._row(state, traffic.primary, actor, wanted="auto")]
-            await life.commit(state, "rollback", actor, version=version, traffic=traffic, detail=detail, rows=rows)
-            await life.bring_about(state)
+        target = self._rolled_back(life.find(arguments["id"])).primary
+        assert target is not None
+        async with life.prepared(arguments["id"], target), life.hold(arguments["id"]) as state:
+            traffic = self._rolled_back(state)
+            if traffic.primary != target:
+                raise StateConflict(f"model '{state.name}' was changed meanwhile; look at it and try again")
+            detail = {"from": str(life.serving(state) or ""), "to": str(target)}
+            rows = [self._row(state, target, actor, wanted="auto")]
+            await life.commit(state, "rollback", actor, version=str(target), traffic=traffic, detail=detail, rows=rows)
+            await life.settle(state)
             return info_of(state, life.catalogue)
+
+    def _rolled_back(self, state: ModelState) -> policy.ModelTraffic:
+        return policy.rollback(state.traffic, self._lifecycle.serving(state))
 
     # --- deleting ---
 
     async def delete(self, arguments: Arguments, actor: str) -> dict[str, Any]:
         life = self._lifecycle
-        state = life.find(arguments["id"])
-        async with state.lock:
+        async with life.hold(arguments["id"]) as state:
             version = arguments["version"]
             numbers = [state.number_of(version)] if version else sorted(state.present | set(state.rows))
             if version:
                 self._check_unused(state, numbers[0], "delete")
             elif life.serving(state) is not None or state.traffic.experiment is not None:
                 raise StateConflict(f"model '{state.name}' is serving: unload it before you delete it")
-            await self._let_go_for_good(state, numbers)
+            await self._let_go(state, numbers)
             await life.commit(
                 state, "delete", actor, version=version, delete_versions=numbers if version else (), delete=not version
             )
             await self.remove_files(state, numbers[0] if version else None)
             await life.rescan(state)
-            await life.bring_about(state)
-            if not version:
-                life.states.pop(state.name, None)
+            await life.settle(state)
             return {"id": state.name, "versions": [str(number) for number in numbers]}
-
-    async def _let_go_for_good(self, state: ModelState, numbers: list[int]) -> None:
-        for version in [v for v in self._lifecycle.catalogue.of_model(state.name) if v.number in numbers]:
-            await self._lifecycle.deployment.unload(version)
 
     async def remove_files(self, state: ModelState, number: int | None) -> None:
         """Raises StorageFailed: the record is gone then, and the files stay (and are found again)."""
@@ -204,8 +205,7 @@ class ModelOperations:
             raise InvalidInput('framework: expected "onnx" or nothing', field="framework")
         _check_stage(arguments["stage"] or "none")
         _check_labels(arguments["labels"])
-        state = self._lifecycle.state_for_upload(name)
-        async with state.lock:
+        async with self._lifecycle.hold(name, new=True) as state:
             return await self._register(state, arguments, actor)
 
     async def _register(self, state: ModelState, arguments: Arguments, actor: str) -> dict[str, Any]:
@@ -233,9 +233,8 @@ class ModelOperations:
 
     async def update_record(self, arguments: Arguments, actor: str) -> dict[str, Any]:
         life = self._lifecycle
-        state = life.find(arguments["id"])
         _check_labels(arguments["labels"])
-        async with state.lock:
+        async with life.hold(arguments["id"]) as state:
             if arguments["version"]:
                 rows, row = [self._updated_version(state, arguments, actor)], None
             elif arguments["stage"]:
@@ -269,21 +268,6 @@ class ModelOperations:
     async def repository_unload(self, arguments: Arguments, actor: str) -> dict[str, Any]:
         await self.unload({"id": arguments["model_name"], "version": ""}, actor)
         return {}
-
-    async def _known_or_found(self, name: str) -> ModelState:
-        """A model's state; one that has come into the repository meanwhile is taken up. Raises UnknownModel."""
-        life = self._lifecycle
-        known = life.states.get(name)
-        if known is not None and known.entry is not None:
-            return known
-        if not is_model_name(name):
-            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
-        state = life.state_for_upload(name)
-        await life.rescan(state)
-        if state.entry is None and state.row is None:
-            life.states.pop(name, None)
-            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
-        return state
 
 
 def check_name(name: str) -> None:

@@ -4,6 +4,7 @@ Pure: no process, no file. lifecycle.py brings the world in line with it.
 """
 
 import asyncio
+import collections
 import dataclasses
 import os
 import re
@@ -31,8 +32,12 @@ class ModelState:
         failures: why a version could not be loaded, by number; not tried again before its files change or one asks.
         tried: fingerprints of files that have passed a trial load.
         loading: versions being loaded now.
+        pinned: versions that somebody needs in memory until his change is made; how many do.
         current: where the `current` link led when it was last looked at.
-        was_serving: the version that answered requests which name none, last time.
+        chosen: the version that answers requests which name none, as it was decided last.
+        lock: who holds it may change the model; never held during a load.
+        load_lock: one load at a time.
+        users: how many have it in hand; with none of them an unknown model is forgotten.
     """
 
     name: str
@@ -41,12 +46,20 @@ class ModelState:
     rows: dict[int, VersionRow] = dataclasses.field(default_factory=dict)
     traffic: ModelTraffic = dataclasses.field(default_factory=ModelTraffic)
     lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
+    load_lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
+    users: int = 0
     lingering: dict[int, float] = dataclasses.field(default_factory=dict)
     failures: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
     tried: set[str] = dataclasses.field(default_factory=set)
     loading: set[int] = dataclasses.field(default_factory=set)
+    pinned: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     current: int | None = None
-    was_serving: int | None = None
+    chosen: int | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is in the repository or in the registry."""
+        return self.entry is not None or self.row is not None
 
     def path_of(self, number: int) -> str:
         """The version's file. Raises UnknownModel when there is none."""
@@ -103,7 +116,7 @@ class ModelState:
         return {number for number, row in self.rows.items() if row.wanted == wanted}
 
     @property
-    def chosen(self) -> set[int]:
+    def eligible(self) -> set[int]:
         """The versions that may answer requests which name none: of the policy's and those loaded by name."""
         return (self.by_policy | self._that_are("loaded")) - self._that_are("unloaded")
 
@@ -130,14 +143,22 @@ def loaded(catalogue: Catalogue, name: str) -> dict[int, Version]:
 
 
 def serving(state: ModelState, catalogue: Catalogue) -> int | None:
-    """The version that answers requests which name none: the primary, or else the newest that is ready of those that
-    policy and people chose; when none of these is, the newest that is left, unless it is only there as a shadow."""
+    """The version that answers requests which name none. Decided anew only by who changes the model (`choose`), or when
+    it is no longer there: a version that is just being prepared takes no traffic."""
+    if state.traffic.primary is None and state.chosen in set(loaded(catalogue, state.name)) & state.present:
+        return state.chosen
+    return choose(state, catalogue)
+
+
+def choose(state: ModelState, catalogue: Catalogue) -> int | None:
+    """Which version is to answer them: the primary, or else the newest that is ready of those that policy and people
+    chose; when none of these is, the newest that is left, unless it is only there as a shadow."""
     ready = set(loaded(catalogue, state.name)) & state.present
     primary = state.traffic.primary
     if primary is not None:
         return primary if primary in ready else None
     shadow = {state.traffic.shadow.version} if state.traffic.shadow is not None else set()
-    return max(ready & state.chosen or ready - shadow, default=None)
+    return max(ready & state.eligible or ready - shadow, default=None)
 
 
 def routing(state: ModelState, catalogue: Catalogue) -> dict[str, Any]:

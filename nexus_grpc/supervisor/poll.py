@@ -68,39 +68,37 @@ class Poll:
         life = self._lifecycle
         entries = {entry.name: entry for entry in await asyncio.to_thread(scan, life.settings.model_repository)}
         failed: dict[str, NexusError] = {}
+        looks = []
         for name in sorted(set(entries) | set(life.states)):
             if only in ("", name):
-                entry = entries.get(name)
+                entry, state = entries.get(name), life.states.get(name)
                 if entry is not None and settled and not await asyncio.to_thread(_is_settled, entry):
                     continue
-                state = life.state_for_upload(name)
-                if state.lock.locked() and settled:
+                if state is not None and state.lock.locked() and settled:
                     continue  # somebody is changing it; the next look will do
-                async with state.lock:
-                    failed.update(await self._take_up(state, actor, relink))
+                looks.append(self._take_up(name, actor, relink))
+        # At once: a model whose load takes long, or hangs, holds up none of the others.
+        for each in await asyncio.gather(*looks):
+            failed.update(each)
         return failed
 
-    async def _take_up(self, state: ModelState, actor: str, relink: bool) -> dict[str, NexusError]:
+    async def _take_up(self, name: str, actor: str, relink: bool) -> dict[str, NexusError]:
         life = self._lifecycle
-        # Read again under the lock: what was seen before may be an operation's half-way state.
-        before = _seen(state)
-        await life.rescan(state)
-        if state.entry is None and state.row is None and not state.rows:
-            if before:
-                await life.bring_about(state)
-            life.states.pop(state.name, None)
-            return {}
-        link = await self._current(state)
-        followed = link is not None and (relink or link != state.current) and link != state.traffic.primary
-        state.current = link
-        changed = _seen(state) != before or self._differs(state)
-        if not (changed or followed):
-            return {}
-        await self._record(state, actor)
-        failed = await life.bring_about(state, retry=relink)
+        async with life.hold(name, new=True) as state:
+            # Read again under the lock: what was seen before may be an operation's half-way state.
+            before = _seen(state)
+            await life.rescan(state)
+            link = await self._current(state)
+            followed = link is not None and (relink or link != state.current) and link != state.traffic.primary
+            state.current = link
+            if _seen(state) == before and not self._differs(state) and not followed:
+                return {}
+            if state.is_known:
+                await self._record(state, actor)
+        failed = await life.bring_about(name, retry=relink)
         if followed and link is not None:
-            await self._follow(state, link, actor)
-        return {f"{state.name} {number}": error for number, error in failed.items()}
+            await self._follow(name, link, actor)
+        return {f"{name} {number}": error for number, error in failed.items()}
 
     def _differs(self, state: ModelState) -> bool:
         """Whether files changed under versions in memory, or failed ones may do now."""
@@ -118,24 +116,24 @@ class Poll:
         repository = self._lifecycle.settings.model_repository
         return await asyncio.to_thread(storage.read_current, repository, state.name)
 
-    async def _follow(self, state: ModelState, number: int, actor: str) -> None:
+    async def _follow(self, name: str, number: int, actor: str) -> None:
         life = self._lifecycle
-        await life.ensure_loaded(state, number)
-        traffic = policy.activate(state.traffic, life.serving(state), number)
-        detail = {"by": "current"}
-        await life.commit(state, "activate", actor, version=str(number), traffic=traffic, detail=detail)
-        await life.bring_about(state)
+        async with life.prepared(name, number), life.hold(name) as state:
+            traffic = policy.activate(state.traffic, life.serving(state), number)
+            detail = {"by": "current"}
+            await life.commit(state, "activate", actor, version=str(number), traffic=traffic, detail=detail)
+            await life.settle(state)
 
     # --- records ---
 
     async def _record_all(self) -> None:
         for state in list(self._lifecycle.states.values()):
-            async with state.lock:
+            async with self._lifecycle.hold(state.name, new=True):
                 state.current = await self._current(state)
                 followed = state.current if state.traffic.primary is None else None
                 await self._record(state, ACTOR)
-                if followed is not None and followed in state.present and followed != self._lifecycle.serving(state):
-                    await self._follow(state, followed, ACTOR)
+            if followed is not None and followed in state.present and followed != self._lifecycle.serving(state):
+                await self._follow(state.name, followed, ACTOR)
 
     async def _record(self, state: ModelState, actor: str) -> None:
         """Each file gets a record; a record whose file is gone says so."""

@@ -60,7 +60,7 @@ class Supervisor:
         self._workers = [WorkerSlot(index, list(cores)) for index, cores in enumerate(sets)]
         self._fronts = [FrontSlot(index) for index in range(settings.fronts)]
         self._lifecycle = Lifecycle(settings, self._catalogue, registry)
-        self._deployment = self._lifecycle.deployment = Deployment(
+        self._deployment = self._lifecycle.loading.deployment = Deployment(
             settings, self._catalogue, self._workers, self._fronts, self._lifecycle.table, self._deployed
         )
         self._administration = Administration(self._lifecycle, self._fronts, self._workers)

@@ -5,6 +5,7 @@ only then takes effect: in one table for each front.
 """
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -35,8 +36,7 @@ class TrafficOperations:
     # --- operations ---
 
     async def setup(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
-        state = self._model(arguments["model"], needs_experiment=False)
-        async with state.lock:
+        async with self._hold(arguments["model"], needs_experiment=False) as state:
             serving = self._serving(state)
             candidates = [(arguments["candidate_version"], arguments["percent"])]
             candidates += [(each["version"], each["percent"]) for each in arguments["more"]]
@@ -45,16 +45,16 @@ class TrafficOperations:
                 raise InvalidInput(text, field="candidate_version")
             shares = [(state.number_of(text), basis_points(percent)) for text, percent in candidates]
             sticky = _sticky(arguments.get("sticky"))
-            traffic = policy.start(state.traffic, serving, shares, sticky, time.time())
-            for number, _ in shares:
-                await self._lifecycle.ensure_loaded(state, number)
+            policy.start(state.traffic, serving, shares, sticky, time.time())
+        numbers = [number for number, _ in shares]
+        async with self._lifecycle.prepared(state.name, *numbers), self._lifecycle.hold(state.name) as state:
+            traffic = policy.start(state.traffic, self._serving(state), shares, sticky, time.time())
             detail = {"shares": {str(number): share / 100 for number, share in shares}}
             version = str(shares[0][0])
             return await self._commit(state, "experiment", actor, traffic, version=version, detail=detail)
 
     async def split(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
-        state = self._model(arguments["model"])
-        async with state.lock:
+        async with self._hold(arguments["model"]) as state:
             experiment = _experiment(state)
             shares = {experiment.arms[1].version: basis_points(arguments["percent"])}
             if arguments["shares"]:
@@ -65,8 +65,7 @@ class TrafficOperations:
             return await self._commit(state, "split", actor, traffic, detail=detail)
 
     async def ramp(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
-        state = self._model(arguments["model"])
-        async with state.lock:
+        async with self._hold(arguments["model"]) as state:
             _experiment(state)
             guards = tuple(arguments["guards"])
             parse_guards(guards)
@@ -83,8 +82,7 @@ class TrafficOperations:
             return await self._commit(state, "ramp", actor, traffic, detail=detail)
 
     async def promote(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
-        state = self._model(arguments["model"])
-        async with state.lock:
+        async with self._hold(arguments["model"]) as state:
             _experiment(state)
             number = state.number_of(arguments["version"]) if arguments["version"] else None
             traffic = policy.promote(state.traffic, number)
@@ -92,27 +90,28 @@ class TrafficOperations:
             return await self._commit(state, "promote", actor, traffic, version=version)
 
     async def abort(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
-        state = self._model(arguments["model"])
-        async with state.lock:
+        async with self._hold(arguments["model"]) as state:
             _experiment(state)
             return await self._commit(state, "abort", actor, policy.abort(state.traffic))
 
     async def shadow(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
-        state = self._model(arguments["model"], needs_experiment=False)
-        async with state.lock:
-            share = basis_points(arguments["percent"])
-            number = state.number_of(arguments["candidate_version"]) if share else None
-            if number is not None:
-                if number == self._serving(state):
-                    raise InvalidInput(f"version {number} answers already: a shadow is another version")
-                await self._lifecycle.ensure_loaded(state, number)
-            traffic = policy.with_shadow(state.traffic, policy.Shadow(number, share) if number is not None else None)
-            detail = {"percent": arguments["percent"]}
-            return await self._commit(state, "shadow", actor, traffic, version=str(number or ""), detail=detail)
+        share = basis_points(arguments["percent"])
+        async with self._hold(arguments["model"], needs_experiment=False) as state:
+            if not share:
+                return await self._shadow(state, None, 0, actor)
+            number = state.number_of(arguments["candidate_version"])
+            if number == self._serving(state):
+                raise InvalidInput(f"version {number} answers already: a shadow is another version")
+        async with self._lifecycle.prepared(state.name, number), self._lifecycle.hold(state.name) as state:
+            return await self._shadow(state, number, share, actor)
+
+    async def _shadow(self, state: ModelState, number: int | None, share: int, actor: str) -> dict[str, Any]:
+        traffic = policy.with_shadow(state.traffic, policy.Shadow(number, share) if number is not None else None)
+        detail = {"percent": share / 100}
+        return await self._commit(state, "shadow", actor, traffic, version=str(number or ""), detail=detail)
 
     async def balance(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
-        state = self._model(arguments["model"], needs_experiment=False)
-        async with state.lock:
+        async with self._hold(arguments["model"], needs_experiment=False) as state:
             traffic = policy.with_balance(state.traffic, arguments["balance"])
             return await self._commit(state, "balance", actor, traffic, detail={"balance": arguments["balance"]})
 
@@ -139,6 +138,9 @@ class TrafficOperations:
         names = ", ".join(sorted(state.name for state in (running or states))[:20])
         raise InvalidInput(f'name the model: "model" is one of {names}', field="model")
 
+    def _hold(self, name: str, *, needs_experiment: bool = True) -> contextlib.AbstractAsyncContextManager[ModelState]:
+        return self._lifecycle.hold(self._model(name, needs_experiment=needs_experiment).name)
+
     def _serving(self, state: ModelState) -> int:
         number = self._lifecycle.serving(state)
         if number is None:
@@ -156,11 +158,8 @@ class TrafficOperations:
         detail: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         before = state.traffic.experiment
-        try:
-            await self._lifecycle.commit(state, action, actor, version=version, detail=detail, traffic=traffic)
-        finally:
-            # Also after a failed commit: versions that were loaded for it go again.
-            await self._lifecycle.bring_about(state)
+        await self._lifecycle.commit(state, action, actor, version=version, detail=detail, traffic=traffic)
+        await self._lifecycle.settle(state)
         if before is None and traffic.experiment is not None:
             self._statistics.begin(state.name, traffic.experiment.id)
         return await self._status(state)
@@ -196,8 +195,8 @@ class TrafficOperations:
                     self._log.error("a ramp could not take its step", model=state.name, reason=error.message)
 
     async def _step(self, state: ModelState) -> None:
-        async with state.lock:
-            experiment = state.traffic.experiment
+        async with self._lifecycle.hold(state.name) as held:
+            state, experiment = held, held.traffic.experiment
             if experiment is None or experiment.ramp is None:
                 return
             since = self._statistics.since_step(state)

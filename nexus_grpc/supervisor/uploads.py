@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -28,23 +29,43 @@ class Uploads:
         header = arguments["header"]
         try:
             check_name(header["id"])
-            state = self._lifecycle.state_for_upload(header["id"])
-            async with state.lock:
-                return await self._receive(state, staged, arguments, actor)
+            return await self._receive(staged, arguments, actor)
         finally:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(os.unlink, staged)
 
-    async def _receive(self, state: ModelState, staged: Path, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
+    async def _receive(self, staged: Path, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
         life, header = self._lifecycle, arguments["header"]
-        await life.rescan(state)
+        name, settings = header["id"], life.settings
+        async with life.hold(name, new=True) as state:
+            number, _ = await self._number(state, header)
+            entry = state.entry or ModelEntry(name, settings.model_repository / name)
+        trial = await try_model(str(staged), name, str(number), entry, settings)
+        async with life.hold(name, new=True) as state:
+            # Again: another upload may have been faster.
+            number, version_name = await self._number(state, header)
+            row = self._row(state, number, version_name, arguments, trial, actor)
+            await self._commit(state, staged, row, header, actor)
+            if header["store_only"]:
+                await life.settle(state)
+        if not header["store_only"]:
+            await self._load(row, actor)
+        return self._answer(life.find(name), row, trial)
+
+    async def _number(self, state: ModelState, header: dict[str, Any]) -> tuple[int, str]:
+        """The version's number and name. Raises AlreadyExists or InvalidInput."""
+        await self._lifecycle.rescan(state)
         number, version_name = next_number(state, header["version"])
         if number in state.present:
             raise AlreadyExists(f"model '{state.name}' has version {number} already; upload it as another version")
-        known = state.rows.get(number)
-        entry = state.entry or ModelEntry(state.name, life.settings.model_repository / state.name)
-        trial = await try_model(str(staged), state.name, str(number), entry, life.settings)
-        row = VersionRow(
+        return number, version_name
+
+    def _row(
+        self, state: ModelState, number: int, version_name: str, arguments: dict[str, Any], trial: Trial, actor: str
+    ) -> VersionRow:
+        header, known = arguments["header"], state.rows.get(number)
+        is_explicit = self._lifecycle.settings.model_control == "explicit"
+        return VersionRow(
             model=state.name,
             version=number,
             version_name=version_name or (known.version_name if known else ""),
@@ -55,13 +76,9 @@ class Uploads:
             source="upload",
             created_at=now_text(),
             created_by=actor,
-            wanted=_wanted(header["store_only"], life.settings.model_control == "explicit"),
+            wanted=_wanted(header["store_only"], is_explicit),
             info={"inputs": trial.inputs, "outputs": trial.outputs},
         )
-        await self._commit(state, staged, row, header, actor)
-        if not header["store_only"]:
-            await self._load(state, row, actor)
-        return self._answer(state, row, trial)
 
     async def _commit(
         self, state: ModelState, staged: Path, row: VersionRow, header: dict[str, Any], actor: str
@@ -80,7 +97,8 @@ class Uploads:
         }
         await asyncio.to_thread(storage.commit, repository, staged, state.name, row.version, info)
         try:
-            known = state.row or ModelRow(state.name, header["name"] or state.name, "", {}, row.created_at, actor)
+            known = state.row or ModelRow(state.name, state.name, "", {}, row.created_at, actor)
+            known = dataclasses.replace(known, name=header["name"] or known.name)
             detail = {"sha256": row.sha256, "size_bytes": row.size_bytes, "version_name": row.version_name}
             version = str(row.version)
             await life.commit(state, "upload", actor, version=version, row=known, rows=[row], detail=detail)
@@ -89,20 +107,23 @@ class Uploads:
             await life.rescan(state)
             raise
         await life.rescan(state)
+        # It has passed its trial: loading needs no second one.
+        state.tried.add(state.fingerprint(row.version))
 
-    async def _load(self, state: ModelState, row: VersionRow, actor: str) -> None:
+    async def _load(self, row: VersionRow, actor: str) -> None:
         """What passed its trial and cannot be loaded all the same is taken back."""
-        life = self._lifecycle
-        failed = await life.bring_about(state, retry=True)
-        if row.version not in failed:
+        life, name, number = self._lifecycle, row.model, row.version
+        failed = await life.bring_about(name, retry=True)
+        if number not in failed:
             return
-        error: NexusError = failed[row.version]
-        detail = {"reason": error.message}
-        version = str(row.version)
-        await life.commit(state, "upload_undone", actor, version=version, delete_versions=[row.version], detail=detail)
-        await asyncio.to_thread(storage.uncommit, life.settings.model_repository, state.name, row.version)
-        await life.rescan(state)
-        await life.bring_about(state)
+        error: NexusError = failed[number]
+        async with life.hold(name) as state:
+            detail = {"reason": error.message}
+            gone = [number]
+            await life.commit(state, "upload_undone", actor, version=str(number), delete_versions=gone, detail=detail)
+            await asyncio.to_thread(storage.uncommit, life.settings.model_repository, name, number)
+            await life.rescan(state)
+            await life.settle(state)
         raise error
 
     def _answer(self, state: ModelState, row: VersionRow, trial: Trial) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""Writes changes until it is killed: python -m tests.unit.registry.writer URL FOLDER. Prints the number of each that was
-made.
+"""Writes changes until it is killed: python -m tests.unit.registry.writer URL FOLDER. Prints the number of each.
 
 Change k replaces the model and all versions that are there by ones that carry k: a state with two numbers in it, or
 with other versions than k's, is one between changes.
