@@ -41,9 +41,7 @@ class StagedFile:
         if self.size_bytes + len(chunk) > self._size_max:
             raise TooLarge(f"the file is larger than {self._size_max} bytes (upload_max_bytes)")
         try:
-            view = memoryview(chunk)
-            while view:
-                view = view[os.write(self._descriptor, view) :]
+            write_all(self._descriptor, chunk)
         except OSError as error:
             raise failed(error) from None
         self._hash.update(chunk)
@@ -80,6 +78,13 @@ def staging_folder(repository: Path) -> Path:
     return folder
 
 
+def write_all(descriptor: int, content: bytes) -> None:
+    """A write may take less than it was given. Raises OSError."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
 def staged_name(purpose: str) -> str:
     """A name nobody else has; it begins with the number of the process that it belongs to."""
     return f"{os.getpid()}-{purpose}-{secrets.token_hex(8)}"
@@ -95,11 +100,10 @@ def sweep(repository: Path, is_alive: Callable[[int], bool]) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+    shutil.rmtree(path, ignore_errors=True)
+    # A file, or a link.
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 def failed(error: OSError) -> StorageFailed:

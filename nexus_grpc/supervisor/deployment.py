@@ -177,7 +177,9 @@ class Deployment:
         version.retiring = True
         await self.publish()
         self._shadows.pop(version.slot, None)
-        holders = [w for w in self._workers if w.index in version.held_by and w.child is not None]
+        # A load that failed leaves open who holds it.
+        asked = version.workers if version.state == UNAVAILABLE else version.held_by
+        holders = [worker for worker in self._workers if worker.index in asked and worker.child is not None]
         if holders:
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._unloading[version.slot] = ({worker.index for worker in holders}, done)

@@ -310,9 +310,9 @@ class Lifecycle:
             if base is None or base.slot != arm.of:
                 await self.deployment.unload(arm)
         keep = self.loading.wanted(state) | {state.chosen} | self._kept_for_rollback(state) | set(+state.pinned)
-        for version in list(self._catalogue.of_model(state.name)):
+        for version in model_state.in_memory(self._catalogue, state.name):
             replaced = ready.get(version.number) is not version
-            if (replaced or version.number not in keep) and not version.retiring and version.state == "READY":
+            if replaced or version.number not in keep:
                 await self.deployment.unload(version)
 
     def _kept_for_rollback(self, state: ModelState) -> set[int]:

@@ -83,7 +83,9 @@ class Loading:
         except NexusError as error:
             state.failures[number] = (fingerprint, error.message)
             if version is not None:
-                await self._drop_failed(version)
+                # Some workers may hold it.
+                version.state = UNAVAILABLE
+                await self.deployment.unload(version)
             self._log.error("model version cannot be loaded", model=state.name, version=number, reason=error.message)
             raise
         finally:
@@ -91,13 +93,6 @@ class Loading:
             self._show(state)
         state.failures.pop(number, None)
         self._log.info("model version loaded", model=state.name, version=str(number))
-
-    async def _drop_failed(self, version: Version) -> None:
-        version.state = UNAVAILABLE
-        if version.held_by:
-            await self.deployment.unload(version)
-        else:
-            self._catalogue.drop(version)
 
     async def _trial(self, state: ModelState, number: int, fingerprint: str) -> None:
         """What has never been loaded here is loaded in a process of its own first: it may crash or hang."""

@@ -18,7 +18,7 @@ from nexus_grpc.ipc.errors import (
 )
 from nexus_grpc.registry.records import AuditRow, ModelRow, VersionRow
 from nexus_grpc.repository import is_model_name
-from nexus_grpc.supervisor import storage
+from nexus_grpc.supervisor import model_state, storage
 from nexus_grpc.supervisor.lifecycle import Lifecycle, now_text
 from nexus_grpc.supervisor.model_state import ModelState
 from nexus_grpc.supervisor.records import info_of, record_of
@@ -90,14 +90,16 @@ class ModelOperations:
             return info_of(state, life.catalogue)
 
     async def _let_go(self, state: ModelState, numbers: list[int]) -> None:
-        """Out of memory. What answered until now is no version to roll back to."""
+        """Out of memory; what answered until now is no version to roll back to. What is just being loaded stays: who
+        has it loaded decides after us."""
         life = self._lifecycle
         if state.chosen in numbers:
             state.chosen = None
         for number in numbers:
             state.lingering.pop(number, None)
-        for version in [v for v in life.catalogue.of_model(state.name) if v.number in numbers and not v.retiring]:
-            await life.deployment.unload(version)
+        for version in model_state.in_memory(life.catalogue, state.name):
+            if version.number in numbers and not state.pinned[version.number]:
+                await life.deployment.unload(version)
 
     def _check_unused(self, state: ModelState, number: int, verb: str) -> None:
         """A version that takes traffic is protected. Raises StateConflict or UnknownModel."""

@@ -138,8 +138,10 @@ def file_fingerprint(path: str) -> str:
 
 def loaded(catalogue: Catalogue, name: str) -> dict[int, Version]:
     """A model's READY versions by number; of two of one number the later one."""
-    ready = [v for v in catalogue.of_model(name) if v.state == READY and not v.retiring]
-    return {version.number: version for version in sorted(ready, key=lambda version: version.incarnation)}
+    return {
+        version.number: version
+        for version in sorted(in_memory(catalogue, name), key=lambda version: version.incarnation)
+    }
 
 
 def serving(state: ModelState, catalogue: Catalogue) -> int | None:
@@ -195,6 +197,11 @@ def not_in_memory(state: ModelState, catalogue: Catalogue) -> list[tuple[str, st
     if state.entry is not None and not state.present and not there:
         found.append(("", UNAVAILABLE, state.entry.error or "the model has no versions"))
     return found
+
+
+def in_memory(catalogue: Catalogue, name: str) -> list[Version]:
+    """A model's READY versions; also the older one of two of one number."""
+    return [v for v in catalogue.of_model(name) if v.state == READY and not v.retiring]
 
 
 def all_of(catalogue: Catalogue, name: str) -> dict[int, Version]:

@@ -8,6 +8,7 @@ version.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,39 +20,45 @@ from typing import Any
 
 from nexus_grpc.ipc.errors import AlreadyExists, StorageFailed
 from nexus_grpc.repository import MODEL_FILE
-from nexus_grpc.staging import failed, staged_name, staging_folder, sweep
+from nexus_grpc.staging import failed, staged_name, staging_folder, sweep, write_all
 
 INFO_FILE = "model_info.json"
 CURRENT_LINK = "current"
 _CHUNK_BYTES = 1 << 20
+# A rename onto a folder that is there; which of the two it is depends on the file system (rename(2)).
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 _TARGET = re.compile(r"v?([1-9][0-9]{0,17})/?", re.ASCII)
 
 
-def commit(repository: Path, staged: Path, model: str, version: int, info: Mapping[str, Any]) -> Path:
+def commit(
+    repository: Path, staged: Path, model: str, version: int, info: Mapping[str, Any], file_name: str = MODEL_FILE
+) -> Path:
     """Make a staged file a version of a model; return the model file's path.
+
+    Args:
+        info: becomes model_info.json.
+        file_name: what the model's configuration calls the file.
 
     Raises AlreadyExists when the version is there, StorageFailed when the disk does not take it; nothing is left then.
     """
     temporary = staging_folder(repository) / staged_name("commit")
-    home, target = repository / model, repository / model / str(version)
-    if target.exists():
-        raise _exists(model, version)
+    built, target = temporary / model / str(version), repository / model / str(version)
     try:
-        _build(temporary / model / str(version), staged, info)
+        if _is_there(target):
+            raise _exists(model, version)
+        _build(built, staged, file_name, info)
+        _put(built, target)
         try:
-            if home.is_dir():
-                os.rename(temporary / model / str(version), target)
-            else:
-                os.rename(temporary / model, home)
-            _sync(home)
+            _sync(target.parent)
             _sync(repository)
-        except FileExistsError:
-            raise _exists(model, version) from None
         except OSError:
-            _take_back(repository, model, version, temporary)
+            with contextlib.suppress(OSError, StorageFailed):
+                _remove_version(repository, model, version)
             raise
-        return target / MODEL_FILE
+        return target / file_name
     except OSError as error:
+        if error.errno in _TAKEN:
+            raise _exists(model, version) from None
         raise failed(error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -61,27 +68,41 @@ def _exists(model: str, version: int) -> AlreadyExists:
     return AlreadyExists(f"model '{model}' has version {version} already; upload it as another version")
 
 
-def _build(folder: Path, staged: Path, info: Mapping[str, Any]) -> None:
+def _is_there(path: Path) -> bool:
+    """Also a link that leads nowhere. Raises OSError."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _build(folder: Path, staged: Path, file_name: str, info: Mapping[str, Any]) -> None:
     """A complete version folder, on the disk."""
     os.makedirs(folder, mode=0o755)
-    os.rename(staged, folder / MODEL_FILE)
-    os.chmod(folder / MODEL_FILE, 0o644)
+    os.rename(staged, folder / file_name)
+    os.chmod(folder / file_name, 0o644)
     descriptor = os.open(folder / INFO_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        json.dump(dict(info), file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(folder / MODEL_FILE)
-    for each in (folder, folder.parent):
+    try:
+        write_all(descriptor, json.dumps(dict(info), indent=2, ensure_ascii=False).encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    for each in (folder / file_name, folder, folder.parent):
         _sync(each)
 
 
-def _take_back(repository: Path, model: str, version: int, temporary: Path) -> None:
-    """Undo a rename whose sync failed."""
-    target = repository / model / str(version)
-    if target.exists() and not (temporary / model / str(version)).exists():
-        with contextlib.suppress(OSError):
-            _remove_version(repository, model, version)
+def _put(built: Path, target: Path) -> None:
+    """One rename: of the model's folder when it is new, else of the version's. Raises OSError."""
+    if not target.parent.is_dir():
+        try:
+            os.rename(built.parent, target.parent)
+            return
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            # Another server made the model meanwhile, with whichever version.
+    os.rename(built, target)
 
 
 def _sync(path: Path) -> None:
@@ -113,17 +134,23 @@ def _remove_version(repository: Path, model: str, version: int) -> None:
     """The last version takes the model's folder along, unless something of its owner's is in it."""
     home = repository / model
     _remove_folder(repository, home / str(version))
+    # The version is gone: what goes wrong from here on leaves an empty folder at most.
     with contextlib.suppress(OSError):
         os.rmdir(home)
-    _sync(repository)
+        _sync(repository)
 
 
 def _remove_folder(repository: Path, folder: Path) -> None:
-    if not folder.exists():
+    """Raises OSError or StorageFailed; it is still there then."""
+    if not _is_there(folder):
         return
     grave = staging_folder(repository) / staged_name("removed")
     os.rename(folder, grave)
-    _sync(folder.parent)
+    try:
+        _sync(folder.parent)
+    except OSError:
+        os.rename(grave, folder)
+        raise
     shutil.rmtree(grave, ignore_errors=True)
 
 

@@ -1,6 +1,8 @@
 """From a model file to a Model: what is batched, what is refused, what is warmed up. On tiny ONNX models."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from nexus_grpc.ipc.errors import ModelNotServable
 from nexus_grpc.model_config import parse_config
 from nexus_grpc.pb.inference import model_config_pb2 as config_pb
-from tests.unit.support import POLICY, Graph, floats, load_order, one_node
+from tests.unit.support import POLICY, ROOT, Graph, floats, load_order, one_node
 from workers.loader import config_of, load_model, metadata_of
 
 FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING
@@ -261,3 +263,30 @@ def test_the_config_in_force_keeps_what_was_declared(tmp_path: Path) -> None:
     assert list(in_force.output[0].dims) == [-1, 2]
     assert not in_force.HasField("dynamic_batching")
     assert in_force.HasField("max_batch_size")
+
+
+# 3 rows of 16 MiB as FP16 four times over (together, alone, joined, and what the arena rounds up); the comparison takes
+# 8 bytes for each of their values, and twice that: some 400 MiB.
+BEYOND_MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from tests.unit.support import load_order
+from workers.loader import load_model
+order = load_order(sys.argv[1])
+size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (360 << 20), resource.RLIM_INFINITY))
+model = load_model(order)
+print(model.max_batch_size, model.run({"x": np.ones((1, 1), np.float16)}, False)[0].shape)
+"""
+
+
+def test_what_cannot_be_compared_for_want_of_memory_is_not_batched(tmp_path: Path) -> None:
+    wide = numpy_helper.from_array(np.array([1, 8 << 20], dtype=np.int64), "wide")
+    node = helper.make_node("Expand", ["x", "wide"], ["y"])
+    half = TensorProto.FLOAT16
+    path = Graph([node], [("x", half, ["batch", 1])], [("y", half, ["batch", 8 << 20])], [wide]).save(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", BEYOND_MEMORY, path], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "0 (1, 8388608)\n"), done.stderr
