@@ -96,12 +96,14 @@ def sweep(repository: Path, is_alive: Callable[[int], bool]) -> None:
         for name in os.listdir(repository / FOLDER):
             number = name.partition("-")[0]
             if number.isdecimal() and not is_alive(int(number)):
-                _remove(repository / FOLDER / name)
+                clear(repository / FOLDER / name)
 
 
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-    # A file, or a link.
+def clear(path: Path) -> None:
+    """Remove a folder, a file or a link, as far as the disk allows."""
+    with contextlib.suppress(OSError):
+        # It ignores errors, but not each: the end of a folder's listing may fail.
+        shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
         os.unlink(path)
 

@@ -105,7 +105,10 @@ class WorkerLoop:
         self.batcher.add_model(model)
 
     def remove_model(self, slot: int) -> None:
-        """Answer what has come for a model, then forget it. The fronts send nothing more for it by now."""
+        """Answer what has come for a model, then forget it. The fronts send nothing more for it by now.
+
+        Its counts stay until the slot has another owner.
+        """
         for link in self._links:
             while fetched := link.requests.poll_nowait(INTAKE_MAX):
                 for fields, content in fetched:
@@ -116,7 +119,6 @@ class WorkerLoop:
         self._publish()
         self._settle()
         self.shadows.forget(slot)
-        self._stats.reset(slot)
 
     def stop(self) -> None:
         self._running = False

@@ -31,7 +31,7 @@ def prediction_labels(model: Model) -> list[str]:
         return _names(model.class_labels, classes)
     spec = model.outputs[0]
     if spec.datatype is BYTES:
-        return _names(spec.labels, len(spec.labels) + 1) if spec.labels else [f"texts {n}" for n in range(_LAST + 1)]
+        return [*spec.labels[:_LAST], _OTHER] if spec.labels else [f"texts {n}" for n in range(_LAST + 1)]
     if spec.datatype.dtype.kind == "b":
         return ["false", "true"]
     if spec.datatype.dtype.kind in "iu":

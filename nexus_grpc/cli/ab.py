@@ -97,7 +97,7 @@ def split(
 
     if bool(percent) == bool(shares):
         raise typer.BadParameter("expected either a percentage or --share", param_hint="PERCENT")
-    request = SplitTrafficRequest(model=model, percent=parse_percent(percent or "0"))
+    request = SplitTrafficRequest(model=model, percent=parse_percent(percent) if percent else None)
     request.shares.extend(
         VariantShare(version=version, percent=share) for version, share in parse_shares(shares or (), "--share")
     )

@@ -16,6 +16,8 @@ from nexus_grpc.ipc.errors import InvalidInput, TooLarge
 
 # Names, labels and a few numbers; what is larger is meant for another route.
 BODY_BYTES_MAX = 1 << 20
+# RFC 8259, section 2.
+JSON_WHITESPACE = b" \t\r\n"
 INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
 _BOOLEANS = {"true": True, "false": False}
 
@@ -32,7 +34,7 @@ def read_request(message_class: type[Message], body: bytes, parameters: Mapping[
         TooLarge: a body of absurd size.
     """
     request = message_class()
-    if body.strip():
+    if body.strip(JSON_WHITESPACE):
         _fill(request, _object(body), "")
     fields: Any = request.DESCRIPTOR.fields_by_name
     for name, text in parameters.items():

@@ -17,6 +17,8 @@ _NOT_A_FORM = "the body must be a form (Content-Type: multipart/form-data) with 
 # gRPC and gRPC-web clients may use the same port. The twin (nexus.http.v1) is not among them.
 GRPC_PREFIXES = ("/nexus.v1.", "/inference.", "/grpc.")
 METRICS_PATHS = ("/metrics", "/metrics/json")
+# So that of the limits on a request's time its timeout is the one that is met first.
+IDLE_SPARE_S = 5.0
 # Browsers say what kind of page has a request made. Those that don't yet say which, at least.
 _FROM_ELSEWHERE = {"name": "sec-fetch-site", "string_match": {"safe_regex": {"regex": "cross-site|same-site"}}}
 _FROM_UNKNOWN = {"name": "sec-fetch-site", "present_match": True, "invert_match": True}
@@ -209,10 +211,13 @@ def _to_fronts(timeout_s: float) -> dict[str, Any]:
     Predictions are pure, but only what surely did not reach a front is sent again, to another: the front does the rest.
     """
     limit = f"{timeout_s:g}s"
+    # While a model is tried and loaded nothing moves: without its own, the listener's stream_idle_timeout would count.
+    idle = {"idle_timeout": f"{timeout_s + IDLE_SPARE_S:g}s"} if timeout_s else {}
     return {
         "route": {
             "cluster": "fronts",
             "timeout": limit,
+            **idle,
             "max_stream_duration": {"max_stream_duration": limit},
             "retry_policy": {
                 "retry_on": "connect-failure,refused-stream,reset-before-request",

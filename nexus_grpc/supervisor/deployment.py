@@ -14,6 +14,7 @@ from nexus_grpc.ipc.control import Message
 from nexus_grpc.ipc.errors import ModelNotServable
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor.catalogue import READY, UNAVAILABLE, Catalogue, Version
+from nexus_grpc.supervisor.past_counts import PastCounts
 from nexus_grpc.supervisor.pool import FrontSlot, WorkerSlot
 
 # A front that does not take a new table in this time is in no state to serve; nothing else waits for it any longer.
@@ -45,6 +46,7 @@ class Deployment:
         self._fronts = fronts
         self._table = table
         self._changed = changed
+        self.past = PastCounts()
         self._log = logs.logger()
         self._epoch = 0
         # Fronts that have not said yet that they use the table of an epoch.
@@ -187,7 +189,10 @@ class Deployment:
                 assert worker.child is not None
                 worker.child.send({"type": "unload", "slot": version.slot})
             await done
+        self.past.keep(version, self._fronts, self._workers)
         self._catalogue.drop(version)
+        self.past.forget_unless_in(self._catalogue)
+        self._changed()
 
     def _unloaded(self, slot: int, worker: int) -> None:
         waiting, done = self._unloading.get(slot, (set(), None))

@@ -74,6 +74,9 @@ class MetricsSources:
     processes: tuple[ProcessSource, ...] = ()
     models: Mapping[int, ModelVersion] = field(default_factory=dict)  # slot -> name
     variants: Mapping[int, Variant] = field(default_factory=dict)  # slots of experiments' arms; they are in models, too
+    # Of slots that these versions had before; see past_counts.py.
+    past_fronts: Mapping[ModelVersion, FrontModelSnapshot] = field(default_factory=dict)
+    past_workers: Mapping[ModelVersion, ModelSnapshot] = field(default_factory=dict)
     models_ready_count: int = 0
     worker_restarts: Mapping[int, int] = field(default_factory=dict)  # worker index -> replacements so far
     envoy_restarts: int | None = None  # None: there is no sidecar
@@ -144,7 +147,7 @@ def _named_slots(sources: MetricsSources) -> list[tuple[int, ModelVersion]]:
 
 def front_models(sources: MetricsSources) -> dict[ModelVersion, FrontModelSnapshot]:
     """Requests by model version, over all fronts; UNKNOWN when there were any."""
-    models: dict[ModelVersion, FrontModelSnapshot] = {}
+    models = dict(sources.past_fronts)
     for _, page in sources.pages(Role.FRONT):
         for slot, name in _named_slots(sources):
             snapshot = read_front_model(page, slot)
@@ -154,7 +157,7 @@ def front_models(sources: MetricsSources) -> dict[ModelVersion, FrontModelSnapsh
 
 def worker_models(sources: MetricsSources) -> dict[ModelVersion, ModelSnapshot]:
     """Batches and stages by model version, over all workers."""
-    models: dict[ModelVersion, ModelSnapshot] = {}
+    models = dict(sources.past_workers)
     for _, page in sources.pages(Role.WORKER):
         for slot, name in sources.models.items():
             snapshot = read_model(page, slot)

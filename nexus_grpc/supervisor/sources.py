@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from nexus_grpc.supervisor.catalogue import Catalogue
 from nexus_grpc.supervisor.envoy import Sidecar
 from nexus_grpc.supervisor.metrics import MetricsSources, ModelVersion, ProcessSource, Role
+from nexus_grpc.supervisor.past_counts import PastCounts
 from nexus_grpc.supervisor.pool import FrontSlot, WorkerSlot
 from nexus_grpc.supervisor.variant_metrics import Variant
 
@@ -14,6 +15,7 @@ def sources_of(
     fronts: Sequence[FrontSlot],
     workers: Sequence[WorkerSlot],
     catalogue: Catalogue,
+    past: PastCounts,
     sidecar: Sidecar | None,
     started_at_s: float,
 ) -> MetricsSources:
@@ -31,6 +33,8 @@ def sources_of(
         processes=(ProcessSource(Role.SUPERVISOR, 0, os.getpid()), *living),
         models={v.slot: ModelVersion(v.name, v.version) for v in catalogue.versions if v.slot and v.version},
         variants={v.slot: Variant(v.name, v.variant, v.version) for v in catalogue.versions if v.variant},
+        past_fronts=past.fronts.copy(),
+        past_workers=past.workers.copy(),
         models_ready_count=catalogue.ready_count,
         worker_restarts={worker.index: worker.restarts for worker in workers},
         envoy_restarts=sidecar.restarts if sidecar is not None else None,

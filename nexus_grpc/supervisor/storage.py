@@ -4,7 +4,7 @@
     remove: <model>/<version>/  ──rename──▶  staging/<token>/…  ──▶  deleted
 
 A crash before the rename leaves something in staging only, which the next start clears; one after it leaves a complete
-version.
+version, or none.
 """
 
 import contextlib
@@ -13,14 +13,13 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nexus_grpc.ipc.errors import AlreadyExists, StorageFailed
 from nexus_grpc.repository import MODEL_FILE
-from nexus_grpc.staging import failed, staged_name, staging_folder, sweep, write_all
+from nexus_grpc.staging import clear, failed, staged_name, staging_folder, sweep, write_all
 
 INFO_FILE = "model_info.json"
 CURRENT_LINK = "current"
@@ -52,8 +51,7 @@ def commit(
             _sync(target.parent)
             _sync(repository)
         except OSError:
-            with contextlib.suppress(OSError, StorageFailed):
-                _remove_version(repository, model, version)
+            uncommit(repository, model, version)
             raise
         return target / file_name
     except OSError as error:
@@ -61,7 +59,7 @@ def commit(
             raise _exists(model, version) from None
         raise failed(error) from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        clear(temporary)
 
 
 def _exists(model: str, version: int) -> AlreadyExists:
@@ -114,44 +112,42 @@ def _sync(path: Path) -> None:
 
 
 def uncommit(repository: Path, model: str, version: int) -> None:
-    """Take a version back that the registry did not. What cannot be removed is logged by the next look at the files."""
+    """Take a version back that the registry did not, as far as the disk allows. What stays is complete, and taken up by
+    the next look at the files."""
     with contextlib.suppress(OSError, StorageFailed):
-        _remove_version(repository, model, version)
+        _take_out(repository, model, version, is_durable=False)
 
 
 def remove(repository: Path, model: str, version: int | None) -> None:
-    """Delete a version's files, or (None) the whole model's. Gone already is fine. Raises StorageFailed."""
+    """Delete a version's files, or (None) the whole model's. Gone already is fine.
+
+    Raises StorageFailed; everything is there as before then.
+    """
     try:
-        if version is not None:
-            _remove_version(repository, model, version)
-        else:
-            _remove_folder(repository, repository / model)
+        _take_out(repository, model, version, is_durable=True)
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise failed(error) from None
 
 
-def _remove_version(repository: Path, model: str, version: int) -> None:
-    """The last version takes the model's folder along, unless something of its owner's is in it."""
+def _take_out(repository: Path, model: str, version: int | None, *, is_durable: bool) -> None:
+    """One rename, then deletion. The last version takes the model's folder along, unless something of its owner's is
+    in it. Raises OSError or StorageFailed."""
     home = repository / model
-    _remove_folder(repository, home / str(version))
-    # The version is gone: what goes wrong from here on leaves an empty folder at most.
-    with contextlib.suppress(OSError):
-        os.rmdir(home)
-        _sync(repository)
-
-
-def _remove_folder(repository: Path, folder: Path) -> None:
-    """Raises OSError or StorageFailed; it is still there then."""
-    if not _is_there(folder):
-        return
+    is_last = version is not None and os.listdir(home) == [str(version)]
+    folder = home if version is None or is_last else home / str(version)
     grave = staging_folder(repository) / staged_name("removed")
     os.rename(folder, grave)
     try:
-        _sync(folder.parent)
+        if is_last and os.listdir(grave) != [str(version)]:
+            raise OSError(errno.EBUSY, "somebody else has just written to the model's folder")
+        if is_durable:
+            _sync(folder.parent)
     except OSError:
         os.rename(grave, folder)
         raise
-    shutil.rmtree(grave, ignore_errors=True)
+    clear(grave)
 
 
 def sweep_all(repository: Path) -> None:

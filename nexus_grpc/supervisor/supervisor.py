@@ -19,6 +19,7 @@ from nexus_grpc.ipc.segment import SegmentError
 from nexus_grpc.registry.store import Registry
 from nexus_grpc.repository import ModelEntry
 from nexus_grpc.settings import Settings
+from nexus_grpc.staging import sweep
 from nexus_grpc.supervisor import backoff
 from nexus_grpc.supervisor.administration import Administration
 from nexus_grpc.supervisor.banner import announce
@@ -289,6 +290,9 @@ class Supervisor:
     def _on_front_exit(self, child: Child, code: int) -> None:
         front = self._fronts[child.index]
         self._deployment.front_gone(front.index)
+        # What it was receiving will never be complete.
+        repository, alive = self._settings.model_repository, lambda pid: pid != child.pid
+        asyncio.get_running_loop().run_in_executor(None, sweep, repository, alive)
         if self._draining:
             front.forced = child.killed
             front.end()
@@ -334,7 +338,10 @@ class Supervisor:
 
     def _update_sources(self) -> None:
         """What the metrics thread reads: replaced whole."""
-        self._sources = sources_of(self._fronts, self._workers, self._catalogue, self._sidecar, self._started_at_s)
+        past = self._deployment.past
+        self._sources = sources_of(
+            self._fronts, self._workers, self._catalogue, past, self._sidecar, self._started_at_s
+        )
 
     # --- stopping ---
 

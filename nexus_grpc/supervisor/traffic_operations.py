@@ -55,11 +55,12 @@ class TrafficOperations:
 
     async def split(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
         async with self._hold(arguments["model"]) as state:
-            experiment = _experiment(state)
-            shares = {experiment.arms[1].version: basis_points(arguments["percent"])}
-            if arguments["shares"]:
-                given = arguments["shares"]
-                shares = {state.number_of(each["version"]): basis_points(each["percent"]) for each in given}
+            candidate, given = _experiment(state).arms[1].version, arguments["shares"]
+            if ("percent" in arguments) == bool(given):
+                text = "expected either percent, the candidate's share, or shares by version"
+                raise InvalidInput(text, field="percent")
+            shares = {state.number_of(each["version"]): basis_points(each["percent"]) for each in given}
+            shares = shares or {candidate: basis_points(arguments["percent"])}
             traffic = policy.split(state.traffic, shares)
             detail = {"shares": {str(number): share / 100 for number, share in shares.items()}}
             return await self._commit(state, "split", actor, traffic, detail=detail)
@@ -95,6 +96,8 @@ class TrafficOperations:
             return await self._commit(state, "abort", actor, policy.abort(state.traffic))
 
     async def shadow(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
+        if "percent" not in arguments:
+            raise InvalidInput("percent is missing: the share of requests to copy; 0 ends the shadow", field="percent")
         share = basis_points(arguments["percent"])
         async with self._hold(arguments["model"], needs_experiment=False) as state:
             if not share:

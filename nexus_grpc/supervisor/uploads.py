@@ -7,14 +7,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nexus_grpc.ipc.errors import AlreadyExists, NexusError, StorageFailed
+from nexus_grpc import logs
+from nexus_grpc.ipc.errors import AlreadyExists, ModelNotServable, NexusError, StorageFailed
 from nexus_grpc.registry.records import ModelRow, VersionRow
-from nexus_grpc.repository import ModelEntry
+from nexus_grpc.repository import MODEL_FILE, ModelEntry
+from nexus_grpc.settings import ConfigurationError
 from nexus_grpc.supervisor import storage
 from nexus_grpc.supervisor.lifecycle import Lifecycle, now_text
 from nexus_grpc.supervisor.model_operations import check_name, next_number
 from nexus_grpc.supervisor.model_state import ModelState
 from nexus_grpc.supervisor.trial import Trial, try_model
+
+# The records of the model and of the version; None for one that was not there.
+Before = tuple[ModelRow | None, VersionRow | None]
 
 
 class Uploads:
@@ -44,17 +49,18 @@ class Uploads:
         async with life.hold(name, new=True) as state:
             # Again: another upload may have been faster.
             number, version_name = await self._number(state, header)
+            before = state.row, state.rows.get(number)
             row = self._row(state, number, version_name, arguments, trial, actor)
             await self._commit(state, staged, row, header, actor)
             if header["store_only"]:
                 await life.settle(state)
         if not header["store_only"]:
-            await self._load(row, actor)
+            await self._load(row, before, actor)
         return self._answer(life.find(name), row, trial)
 
     async def _number(self, state: ModelState, header: dict[str, Any]) -> tuple[int, str]:
-        """The version's number and name. Raises AlreadyExists or InvalidInput."""
-        await self._lifecycle.rescan(state)
+        """The version's number and name. Raises AlreadyExists, InvalidInput or StorageFailed."""
+        await self._rescan(state)
         number, version_name = next_number(state, header["version"])
         if number in state.present:
             raise AlreadyExists(f"model '{state.name}' has version {number} already; upload it as another version")
@@ -95,22 +101,39 @@ class Uploads:
             "created_at": row.created_at,
             **row.info,
         }
-        await asyncio.to_thread(storage.commit, repository, staged, state.name, row.version, info)
+        name = _file_name(state)
+        await asyncio.to_thread(storage.commit, repository, staged, state.name, row.version, info, name)
         try:
+            # Before the registry: once that has it, nothing is read or written that could still fail.
+            await self._rescan(state)
+            if row.version not in state.present:
+                raise _unreadable(state)
             known = state.row or ModelRow(state.name, state.name, "", {}, row.created_at, actor)
             known = dataclasses.replace(known, name=header["name"] or known.name)
             detail = {"sha256": row.sha256, "size_bytes": row.size_bytes, "version_name": row.version_name}
             version = str(row.version)
             await life.commit(state, "upload", actor, version=version, row=known, rows=[row], detail=detail)
-        except StorageFailed:
-            await asyncio.to_thread(storage.uncommit, repository, state.name, row.version)
-            await life.rescan(state)
+        except Exception:
+            await self._take_back(state, row.version)
             raise
-        await life.rescan(state)
         # It has passed its trial: loading needs no second one.
         state.tried.add(state.fingerprint(row.version))
 
-    async def _load(self, row: VersionRow, actor: str) -> None:
+    async def _take_back(self, state: ModelState, number: int) -> None:
+        """The files."""
+        await asyncio.to_thread(storage.uncommit, self._lifecycle.settings.model_repository, state.name, number)
+        with contextlib.suppress(StorageFailed):
+            await self._rescan(state)
+
+    async def _rescan(self, state: ModelState) -> None:
+        """Raises StorageFailed."""
+        try:
+            await self._lifecycle.rescan(state)
+        except (ConfigurationError, OSError) as error:
+            logs.logger().error("cannot read the model repository", reason=str(error))
+            raise StorageFailed("the model repository cannot be read; nothing was changed") from None
+
+    async def _load(self, row: VersionRow, before: Before, actor: str) -> None:
         """What passed its trial and cannot be loaded all the same is taken back."""
         life, name, number = self._lifecycle, row.model, row.version
         failed = await life.bring_about(name, retry=True)
@@ -118,13 +141,32 @@ class Uploads:
             return
         error: NexusError = failed[number]
         async with life.hold(name) as state:
-            detail = {"reason": error.message}
-            gone = [number]
-            await life.commit(state, "upload_undone", actor, version=str(number), delete_versions=gone, detail=detail)
-            await asyncio.to_thread(storage.uncommit, life.settings.model_repository, name, number)
-            await life.rescan(state)
+            try:
+                await self._forget(state, row, before, actor, error.message)
+            except StorageFailed as failure:
+                # The next look at the files will say that this one is missing.
+                logs.logger().error("the record of an upload stays", model=name, version=number, reason=str(failure))
+            await self._take_back(state, number)
             await life.settle(state)
         raise error
+
+    async def _forget(self, state: ModelState, row: VersionRow, before: Before, actor: str, reason: str) -> None:
+        """The records are as before; but what others wrote meanwhile stays. Raises StorageFailed."""
+        model, version = before
+        is_ours = model is None and set(state.rows) <= {row.version}
+        await self._lifecycle.commit(
+            state,
+            "upload_undone",
+            actor,
+            version=str(row.version),
+            row=dataclasses.replace(state.row, name=model.name)
+            if model is not None and state.row is not None
+            else None,
+            rows=[version] if version is not None else [],
+            delete_versions=[row.version] if version is None and not is_ours else [],
+            delete=version is None and is_ours,
+            detail={"reason": reason},
+        )
 
     def _answer(self, state: ModelState, row: VersionRow, trial: Trial) -> dict[str, Any]:
         number = self._lifecycle.serving(state)
@@ -133,7 +175,7 @@ class Uploads:
                 "id": state.name,
                 "name": state.row.name if state.row is not None else state.name,
                 "version": str(row.version),
-                "path": f"{state.name}/{row.version}/model.onnx",
+                "path": f"{state.name}/{row.version}/{_file_name(state)}",
                 "version_name": row.version_name,
                 "sha256": row.sha256,
                 "size_bytes": row.size_bytes,
@@ -142,6 +184,16 @@ class Uploads:
             "state": "UNLOADED" if row.wanted == "unloaded" else "READY",
             "active": number == row.version,
         }
+
+
+def _file_name(state: ModelState) -> str:
+    config = state.entry.config if state.entry is not None else None
+    return (config.default_model_filename if config is not None else "") or MODEL_FILE
+
+
+def _unreadable(state: ModelState) -> ModelNotServable:
+    reason = (state.entry.error if state.entry is not None else "") or "its folder cannot be read; see the server's log"
+    return ModelNotServable(f"model '{state.name}' takes no uploads as it is: {reason}")
 
 
 def _wanted(store_only: bool, explicit: bool) -> str:

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 from nexus_grpc.ipc.errors import Code
-from nexus_grpc.ipc.snapshots import Histogram, ModelSnapshot
+from nexus_grpc.ipc.snapshots import FrontModelSnapshot, Histogram, ModelSnapshot
 from nexus_grpc.ipc.stats import LATENCY_BOUNDS_NS, read_front_model
 
 _NS_PER_SECOND = 1_000_000_000
@@ -66,19 +66,24 @@ def variant_families(variants: Mapping[int, Variant], pages: Sequence[memoryview
         "Seconds from arrival at the front to the answer, by an experiment's variant.",
         labels=_VARIANT_LABELS,
     )
-    for slot, variant in variants.items():
+    for variant, snapshot in _snapshots(variants, pages).items():
         labels = (variant.model, variant.variant, variant.version)
-        found = [read_front_model(page, slot) for page in pages]
         for number, code in enumerate(Code):
-            count = sum(by_code[number] for snapshot in found for by_code in snapshot.requests)
+            count = sum(by_code[number] for by_code in snapshot.requests)
             if count:
                 requests.add_metric((*labels, code.name), count)
-        if found:
-            total = found[0].total
-            for snapshot in found[1:]:
-                total = total + snapshot.total
-            add_latency(duration, labels, total)
+        add_latency(duration, labels, snapshot.total)
     yield from (requests, duration)
+
+
+def _snapshots(variants: Mapping[int, Variant], pages: Sequence[memoryview]) -> dict[Variant, FrontModelSnapshot]:
+    """By variant: one has two slots for a moment when its version is loaded anew."""
+    found: dict[Variant, FrontModelSnapshot] = {}
+    for slot, variant in variants.items():
+        for page in pages:
+            snapshot = read_front_model(page, slot)
+            found[variant] = found[variant] + snapshot if variant in found else snapshot
+    return found
 
 
 def shadow_families(models: Mapping[ModelNameT, ModelSnapshot]) -> Iterator[Metric]:

@@ -115,6 +115,10 @@ def test_a_second_start_on_the_same_ports(tmp_path: pathlib.Path, repository: pa
         command = serve_command(server, repository)
         second = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=tmp_path)
         assert second.returncode == 1
+        assert f"another server uses {tmp_path / 'data'}" in second.stderr
+        elsewhere = [*command, f"--data-dir={tmp_path / 'elsewhere'}"]
+        second = subprocess.run(elsewhere, capture_output=True, text=True, timeout=20, cwd=tmp_path)
+        assert second.returncode == 1
         assert f"127.0.0.1:{server.port} is in use" in second.stderr
         assert "--grpc-port" in second.stderr
         assert "Traceback" not in second.stderr

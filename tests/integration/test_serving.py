@@ -238,7 +238,8 @@ def cli_json(*arguments: str) -> Any:
 def test_command_line(server: Server) -> None:
     address = f"--address={server.address}"
     models = cli_json("models", "list", address, "--json")["models"]
-    assert {"name": "iris", "version": "1", "state": "READY", "reason": ""} in models
+    [iris] = [each for each in models if each["name"] == "iris"]
+    assert (iris["version"], iris["state"], iris["reason"], iris["active"]) == ("1", "READY", "", True)
     assert "iris" in run("models", "list", address).stdout
     info = cli_json("models", "info", "digits_cnn", address, "--json")
     assert info["config"]["max_batch_size"] == 32

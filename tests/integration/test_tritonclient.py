@@ -188,11 +188,6 @@ def test_statistics_grow(client: triton.InferenceServerClient) -> None:
 
 
 def test_what_is_not_offered(client: triton.InferenceServerClient) -> None:
-    with pytest.raises(InferenceServerException, match="restart the server") as caught:
-        client.load_model("iris", client_timeout=TIMEOUT_S)
-    assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
-    with pytest.raises(InferenceServerException, match="restart the server"):
-        client.unload_model("iris", client_timeout=TIMEOUT_S)
     client.unregister_system_shared_memory(client_timeout=TIMEOUT_S)
     client.unregister_cuda_shared_memory(client_timeout=TIMEOUT_S)
     with pytest.raises(InferenceServerException, match="shared memory"):

@@ -23,11 +23,11 @@ import numpy as np
 import pytest
 
 from nexus_grpc.client import AlreadyExists, AsyncClient, Client, InvalidInput, NexusClientError
-from tests.harness import NEXUS, free_port, running_server
+from tests.harness import NEXUS, free_port
 from tests.integration import bad_models
 from tests.integration.rest import get
-from tests.integration.uploading import Site, messages
-from tests.lifecycle import put, refused, request_for, times, wait_for
+from tests.integration.uploading import Site, messages, running_site
+from tests.lifecycle import refused, request_for, times, wait_for
 
 TRIAL_SECONDS = 6
 MIB = 1 << 20
@@ -38,14 +38,8 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("uploads")
-    repository = folder / "models"
-    put(repository, 1)
     options = (f"--trial-seconds={TRIAL_SECONDS}", "--workers=2", "--fronts=2")
-    with (
-        running_server(folder, *options, repository=repository, rest=True) as server,
-        contextlib.closing(Site(server, repository)) as site,
-    ):
+    with running_site(tmp_path_factory.mktemp("uploads"), *options) as site:
         yield site
 
 
@@ -186,16 +180,12 @@ def test_what_lies_on_the_disk_and_in_the_registry(site: Site, model: str) -> No
 
 
 def test_an_uploaded_model_is_there_after_a_restart(tmp_path: pathlib.Path) -> None:
-    repository = tmp_path / "models"
-    put(repository, 1)
-    # Put there when the server was killed in the middle of an upload.
-    (repository / ".nexus-staging").mkdir(mode=0o700)
-    (repository / ".nexus-staging" / "999999999-upload-00").write_bytes(b"half")
+    folder = tmp_path / "models" / ".nexus-staging"
+    folder.mkdir(mode=0o700, parents=True)
+    # There when the server was killed in the middle of an upload.
+    (folder / "999999999-upload-00").write_bytes(b"half")
     for start in range(2):
-        with (
-            running_server(tmp_path, repository=repository, rest=True) as server,
-            contextlib.closing(Site(server, repository)) as site,
-        ):
+        with running_site(tmp_path) as site:
             assert site.staged() == []
             if not start:
                 site.by_grpc(FIVE, id="kept", version="1.0.0")

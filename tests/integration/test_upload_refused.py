@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from nexus_grpc.pb.nexus.v1.models_pb2 import UploadHeader, UploadRequest
-from tests.harness import running_server
 from tests.integration import bad_models as bad
 from tests.integration.rest import Raw, post
 from tests.integration.uploading import (
@@ -30,8 +29,9 @@ from tests.integration.uploading import (
     part,
     refusal_in,
     refusal_of,
+    running_site,
 )
-from tests.lifecycle import put, times, wait_for
+from tests.lifecycle import times, wait_for
 
 MIB = 1 << 20
 SIZE_MAX = 4 * MIB
@@ -43,15 +43,9 @@ TOO_LARGE, BUSY = ("RESOURCE_EXHAUSTED", 413), ("RESOURCE_EXHAUSTED", 429)
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("refused")
-    repository = folder / "models"
-    put(repository, 1)
     limits = (f"--upload-max-bytes={SIZE_MAX}", "--uploads-max=2", "--upload-seconds=5")
     trial = ("--trial-seconds=5", "--trial-memory=1GiB")
-    with (
-        running_server(folder, *limits, *trial, repository=repository, rest=True) as server,
-        contextlib.closing(Site(server, repository)) as site,
-    ):
+    with running_site(tmp_path_factory.mktemp("refused"), *limits, *trial) as site:
         yield site
 
 

@@ -17,9 +17,9 @@ from nexus_grpc.ipc.rich_errors import DETAILS_KEY
 from nexus_grpc.pb.nexus.v1.models_pb2 import UploadHeader, UploadRequest, UploadResponse
 from nexus_grpc.staging import FOLDER
 from tests.chaos.ledger import channel_to
-from tests.harness import Server
+from tests.harness import Server, running_server
 from tests.integration.rest import TIMEOUT_S, Answer, assert_error, post
-from tests.lifecycle import NAME, Admin, wait_for
+from tests.lifecycle import NAME, Admin, put, wait_for
 
 PATH = "/models/upload"
 BOUNDARY = "0123456789abcdef"
@@ -132,6 +132,21 @@ class Site:
         assert self.seen() == before
         assert self.predict(NAME) == ("1", 1.0)
         assert self.admin.ask().by_values == "1"
+
+
+@contextlib.contextmanager
+def running_site(folder: pathlib.Path, *options: str) -> Iterator[Site]:
+    """A server with one model, `times`, that answers by REST, too."""
+    repository = folder / "models"
+    put(repository, 1)
+    with (
+        running_server(folder, *options, repository=repository, rest=True) as server,
+        contextlib.closing(Site(server, repository)) as site,
+    ):
+        # What it found is recorded a little after it is ready.
+        wait_for(lambda: site.admin.models("History").entries)
+        yield site
+        assert "Traceback" not in server.log_text()
 
 
 def content_of(path: pathlib.Path) -> str:

@@ -249,7 +249,7 @@ def test_status_as_json_has_every_field(server: Server) -> None:
             "Shadow",
             traffic.ShadowTrafficRequest(model="iris", candidate_version="2", percent=10),
         ),
-        ("shadow iris 0", "Shadow", traffic.ShadowTrafficRequest(model="iris")),
+        ("shadow iris 0", "Shadow", traffic.ShadowTrafficRequest(model="iris", percent=0)),
         ("balance iris round_robin", "Balance", traffic.BalanceRequest(model="iris", balance="round_robin")),
     ],
 )

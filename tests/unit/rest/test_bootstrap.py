@@ -86,6 +86,17 @@ def test_only_what_was_not_begun_is_sent_again() -> None:
     assert policies == {"connect-failure,refused-stream,reset-before-request"}
 
 
+def test_silence_is_never_cut_before_the_timeout() -> None:
+    """A model that takes ten minutes to load: the listener's own limit for silence is five."""
+    routes = manager(EnvoyOptions(upload_timeout_s=600.0))["route_config"]["virtual_hosts"][0]["routes"]
+    limits = {(route["match"].get("path"), route["route"]["timeout"]): route["route"].get("idle_timeout")
+              for route in routes if "retry_policy" in route.get("route", {})}  # fmt: skip
+    assert limits["/models/upload", "600s"] == "605s"
+    assert limits["/predict", "60s"] == "65s"
+    # gRPC streams have no timeout; silent ones end as the listener says.
+    assert {idle for (_, timeout), idle in limits.items() if timeout == "0s"} == {None}
+
+
 def test_pages_of_others_may_not_call_unless_allowed() -> None:
     assert "filters.http.cors" not in json.dumps(manager(EnvoyOptions())["route_config"])
     assert "https://a.example" in json.dumps(manager(EnvoyOptions(cors_origins=("https://a.example",))))

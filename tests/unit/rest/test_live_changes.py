@@ -2,24 +2,58 @@
 
 import hashlib
 import os
+import re
 
 import psutil
 import pytest
 
-from tests.integration.rest import Raw, assert_error, call, get, post
+from nexus_grpc.rest.http_rules import Binding, http_methods
+from tests.integration.rest import Answer, Raw, assert_error, call, get, post
 from tests.unit.rest.conftest import MAX_BODY, ORIGIN, TIMEOUT_S, UPLOAD_TIMEOUT_S
 
 MIB = 1 << 20
-CHANGES = [
-    ("POST", "/admin/reload"),
-    ("POST", "/admin/ab/promote"),
-    ("POST", "/v1/models"),
-    ("POST", "/v1/models/iris/unload"),
-    ("PUT", "/v1/models/iris"),
-    ("DELETE", "/v1/models/iris"),
-    ("DELETE", "/v1/models/iris/versions/1"),
-]
 FORM = "multipart/form-data; boundary=b"
+# Whatever is not a GET changes the server, but for these: a new route is among the changes unless it is named here.
+PREDICTIONS = {
+    "/predict",
+    "/v1/infer",
+    "/api/v1/predict",
+    "/api/v1/batch_predict",
+    "/v2/models/{model_name}/infer",
+    "/v2/models/{model_name}/versions/{model_version}/infer",
+}
+NOT_GET = [binding for method in http_methods() for binding in method.bindings if binding.verb != "GET"]
+CHANGES = [binding for binding in NOT_GET if binding.template not in PREDICTIONS]
+OTHER = "http://b.example"
+FOREIGN = [
+    {"Sec_Fetch_Site": "cross-site"},
+    {"Sec_Fetch_Site": "same-site", "Origin": OTHER},
+    {"Sec_Fetch_Site": "cross-site", "Origin": OTHER},
+    {"Origin": OTHER},
+    {"Origin": "null"},
+    {"Origin": f"{ORIGIN}.evil"},
+]
+# curl has none of these headers.
+FINE: list[dict[str, str]] = [
+    {},
+    {"Origin": ORIGIN},
+    {"Sec_Fetch_Site": "cross-site", "Origin": ORIGIN},
+    {"Sec_Fetch_Site": "same-origin", "Origin": "http://nexus"},
+    {"Sec_Fetch_Site": "none"},
+]
+
+
+def send(port: int, binding: Binding, **headers: str) -> Answer:
+    path = re.sub(r"\{[a-z_]+\}", "1", binding.template)
+    if binding.verb == "DELETE":
+        return call(port, binding.verb, path, **headers)
+    if binding.template == "/models/upload":
+        return call(port, binding.verb, path, b"--b--", Content_Type=FORM, **headers)
+    return call(port, binding.verb, path, b"{}", **headers)
+
+
+def name_of(binding: Binding) -> str:
+    return f"{binding.verb} {binding.template}"
 
 
 @pytest.mark.parametrize("sent", [b"Content-Length: 0\r\n", b""])
@@ -41,46 +75,41 @@ def test_a_change_has_no_body_of_another_kind(rest_port: int) -> None:
     assert_error(post(rest_port, "/predict", b"", Content_Type=""), 415)
 
 
-@pytest.mark.parametrize(("verb", "path"), CHANGES)
-def test_pages_from_elsewhere_change_nothing(rest_port: int, verb: str, path: str) -> None:
-    other = "http://b.example"
-    for headers in (
-        {"Sec_Fetch_Site": "cross-site"},
-        {"Sec_Fetch_Site": "same-site", "Origin": other},
-        {"Sec_Fetch_Site": "cross-site", "Origin": other},
-        {"Origin": other},
-        {"Origin": "null"},
-        {"Origin": f"{ORIGIN}.evil"},
-    ):
-        body = None if verb == "DELETE" else b"{}"
-        answer = call(rest_port, verb, path, body, **headers)
+def test_the_predictions_are_routes() -> None:
+    assert {binding.template for binding in NOT_GET} >= PREDICTIONS
+    assert {method.name for method in http_methods() if method.is_change} >= {"ModelsUpload", "SystemReload"}
+
+
+@pytest.mark.parametrize("binding", CHANGES, ids=name_of)
+def test_pages_from_elsewhere_change_nothing(rest_port: int, binding: Binding) -> None:
+    for headers in FOREIGN:
+        answer = send(rest_port, binding, **headers)
         assert_error(answer, 403)
         assert answer.json["error"]["code"] == "PERMISSION_DENIED"
+        assert "cors_origins" in answer.message
 
 
-@pytest.mark.parametrize(("verb", "path"), CHANGES)
-def test_pages_that_may_and_programs_change_things(rest_port: int, verb: str, path: str) -> None:
-    for headers in (
-        {},
-        {"Origin": ORIGIN},
-        {"Sec_Fetch_Site": "cross-site", "Origin": ORIGIN},
-        {"Sec_Fetch_Site": "same-origin", "Origin": "http://nexus"},
-        {"Sec_Fetch_Site": "none"},
-    ):
-        assert call(rest_port, verb, path, None if verb == "DELETE" else b"{}", **headers).status == 200
+@pytest.mark.parametrize("binding", CHANGES, ids=name_of)
+def test_pages_that_may_and_programs_change_things(rest_port: int, binding: Binding) -> None:
+    for headers in FINE:
+        answer = send(rest_port, binding, **headers)
+        assert answer.status == (201 if binding.template == "/models/upload" else 200), (headers, answer)
 
 
-def test_a_form_of_another_page_uploads_nothing(rest_port: int) -> None:
-    for headers in ({"Sec_Fetch_Site": "cross-site"}, {"Origin": "http://b.example"}):
-        assert_error(post(rest_port, "/models/upload", b"--b--", Content_Type=FORM, **headers), 403)
-    assert post(rest_port, "/models/upload", b"--b--", Content_Type=FORM, Origin=ORIGIN).status == 201
+def test_what_a_form_can_send_changes_nothing(rest_port: int) -> None:
+    """Without a preflight, a page's form or script can send these types, or none."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded", FORM, ""):
+        for headers in FOREIGN:
+            body = b"" if not kind else b"--b--"
+            assert_error(post(rest_port, "/admin/reload", body, Content_Type=kind, **headers), 403)
 
 
-def test_pages_from_elsewhere_may_ask(rest_port: int) -> None:
+@pytest.mark.parametrize("template", sorted(PREDICTIONS))
+def test_pages_from_elsewhere_may_ask(rest_port: int, template: str) -> None:
     """What they may read is CORS's matter (test_pages_may_read_answers_and_errors)."""
-    for path in ("/predict", "/v1/infer"):
-        assert post(rest_port, path, {}, Origin="http://b.example", Sec_Fetch_Site="cross-site").status == 200
-    assert get(rest_port, "/v1/models", Origin="http://b.example").status == 200
+    for headers in (*FOREIGN, *FINE):
+        assert send(rest_port, Binding("POST", template), **headers).status == 200
+    assert get(rest_port, "/v1/models", Origin=OTHER).status == 200
 
 
 def test_an_upload_streams_through(envoy: tuple[int, int]) -> None:

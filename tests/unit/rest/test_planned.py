@@ -11,5 +11,13 @@ def test_nothing_that_is_built_is_planned() -> None:
     assert len(planned) == len(set(planned))
 
 
+def test_what_is_planned() -> None:
+    assert {(binding.verb, binding.template) for binding, _ in PLANNED} == {
+        ("POST", "/v1/batch"),
+        ("GET", "/v1/jobs/{id}"),
+        ("GET", "/admin/drift"),
+    }
+
+
 def test_each_says_what_is_missing() -> None:
     assert all("not built yet" in sentence for _, sentence in PLANNED)

@@ -1,5 +1,5 @@
-"""A whole worker inside the test: the real Worker on threads of its own, the supervisor's end of its control channel and
-a front's end of its rings. Its models are real ONNX Runtime sessions."""
+"""A whole worker inside the test: the real Worker on threads of its own, the supervisor's end of its control channel
+and a front's end of its rings. Its models are real ONNX Runtime sessions."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,8 @@ from nexus_grpc.ipc.snapshots import ModelSnapshot
 from nexus_grpc.ipc.stats import PageKind, create_page, open_page, read_model
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from tests.unit.support import POLICY, RING_BYTES, Graph, RecordedFlight
-from workers.model import Model
+from workers.model import Model, Run
+from workers.tensors import Array
 from workers.worker import Worker
 
 FLOAT = TensorProto.FLOAT
@@ -37,7 +38,9 @@ def times(folder: Path, factor: float, columns: int = 2) -> str:
     """y = x × factor, [batch, columns]: an answer says which model it is of."""
     constant = helper.make_tensor("k", FLOAT, [1], [factor])
     shape: list[int | str] = ["batch", columns]
-    graph = Graph([helper.make_node("Mul", ["x", "k"], ["y"])], [("x", FLOAT, shape)], [("y", FLOAT, shape)], [constant])
+    graph = Graph(
+        [helper.make_node("Mul", ["x", "k"], ["y"])], [("x", FLOAT, shape)], [("y", FLOAT, shape)], [constant]
+    )
     folder.mkdir(parents=True, exist_ok=True)
     return graph.save(folder)
 
@@ -115,7 +118,9 @@ class LiveWorker:
     def report(self) -> dict[str, Any]:
         return self._channel.receive()[0]
 
-    def load(self, slot: int, path: str, incarnation: int = 0, **policy: Any) -> dict[str, Any]:
+    def load(
+        self, slot: int, path: str, incarnation: int = 0, max_batch_size: int = 16, **policy: Any
+    ) -> dict[str, Any]:
         """Load version `slot` of model m; what the worker reports."""
         self.tell(
             "load",
@@ -128,7 +133,7 @@ class LiveWorker:
             policy=POLICY | policy,
             labels={},
             warmup_files={},
-            default_max_batch_size=16,
+            default_max_batch_size=max_batch_size,
         )
         return self.report()
 
@@ -144,6 +149,12 @@ class LiveWorker:
         """Returns when the worker has obeyed."""
         self.tell("shadow", slot=slot, candidate=candidate, basis_points=basis_points)
         self.unload(255)  # is answered after it, and empties nothing
+
+    def gate(self, slot: int) -> "Gate":
+        """From now on the model's runs wait to be let through."""
+        model = self.model(slot)
+        model.run = gate = Gate(model.run)
+        return gate
 
     def model(self, slot: int) -> Model:
         model = self.loop.batcher.model_of(slot)
@@ -193,6 +204,26 @@ class LiveWorker:
 
     def ask(self, slot: int, *row: float, version: str = "") -> Answer:
         return self.answer(self.send_row(slot, *row, version=version))
+
+
+class Gate:
+    """Lets a model's runs through one by one."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._entered, self._permits = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __call__(self, feeds: dict[str, Array], oversize: bool) -> list[Array]:
+        self._entered.release()
+        assert self._permits.acquire(timeout=WAIT_S)
+        return self._run(feeds, oversize)
+
+    def wait_entered(self) -> None:
+        """Until the next run stands before the gate."""
+        assert self._entered.acquire(timeout=WAIT_S)
+
+    def let_through(self, count: int) -> None:
+        self._permits.release(count)
 
 
 def _until_closed(work: Callable[[], None]) -> None:

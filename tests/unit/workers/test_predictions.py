@@ -56,7 +56,11 @@ def test_unsigned_numbers_and_truth_values_are_labels() -> None:
 def test_texts_of_known_labels() -> None:
     output = spec("y", "BYTES", -1)
     object.__setattr__(output, "labels", ("ham", "spam"))
-    assert counted(model_of(outputs=[output]), texts("spam", "spam", "ham", "eggs")) == {"spam": 2, "ham": 1, "2": 1}
+    assert counted(model_of(outputs=[output]), texts("spam", "spam", "ham", "eggs")) == {
+        "spam": 2,
+        "ham": 1,
+        "other": 1,
+    }
 
 
 def test_other_texts_stay_with_their_like() -> None:
@@ -87,4 +91,8 @@ def test_an_unbatched_model_counts_one_answer() -> None:
 
 def test_no_values_no_counts() -> None:
     model = model_of(outputs=[spec("y", "FP32", -1, -1)])
-    assert count_predictions(BatchResult(model, [np.zeros((2, 0), dtype=np.float32)], 2)) == []
+    nothing = np.zeros((2, 0), dtype=np.float32)
+    assert count_predictions(BatchResult(model, [nothing], 2)) == []
+    # A graph may answer another shape than it declares.
+    model = model_of(outputs=[spec("probabilities", "FP32", -1, 3)])
+    assert count_predictions(BatchResult(model, [nothing], 2)) == []

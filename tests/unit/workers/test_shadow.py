@@ -2,8 +2,6 @@
 
 import dataclasses
 import os
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from tests.unit.support import Graph, floats, load_order, one_node
 from tests.unit.workers.live import LiveWorker, times, wait_for, worker
 from workers.assembly import checked
 from workers.loader import load_model
-from workers.model import Model, Run
+from workers.model import Model
 from workers.shadow import BACKLOG_BYTES, BACKLOG_MAX, Shadows
 from workers.tensors import Array, text_array
 
@@ -207,6 +205,8 @@ def test_the_backlog_s_memory_is_bounded(tmp_path: Path) -> None:
     assert both.run_all() == 2
     assert both.compared == (2048, 0, 0, 1)
     both.serve(rows)
+    assert both.run_all() == 1
+    both.serve(rows)
     both.shadows.forget(PRIMARY)
     assert both.run_all() == 0
 
@@ -301,38 +301,18 @@ def test_a_worker_answers_and_compares(worker: LiveWorker, tmp_path: Path) -> No
     assert worker.counts(1).shadow_compared == 3
 
 
-class Gate:
-    """Lets a model's runs through one by one."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self.entered, self._permits = threading.Semaphore(0), threading.Semaphore(0)
-
-    def __call__(self, feeds: dict[str, Array], oversize: bool) -> list[Array]:
-        self.entered.release()
-        assert self._permits.acquire(timeout=20)
-        return self._run(feeds, oversize)
-
-    def let_through(self, count: int) -> None:
-        self._permits.release(count)
-
-
-def entered(gate: Gate) -> Callable[[], bool]:
-    return lambda: gate.entered.acquire(blocking=False)
-
-
 def test_answers_wait_for_one_copy_at_most(worker: LiveWorker, tmp_path: Path) -> None:
-    """Requests that come while a copy runs are answered before the next one does, however many wait."""
-    worker.load(1, times(tmp_path / "1", 2))
+    """Requests that come while a copy runs are answered before the next one does, however many copies wait."""
+    worker.load(1, times(tmp_path / "1", 2), max_batch_size=1)  # so that each request is a batch, and a copy
     worker.load(2, times(tmp_path / "2", 2))
-    gate = worker.model(2).run = Gate(worker.model(2).run)
+    gate = worker.gate(2)
     worker.shadow(1, candidate=2)
     worker.ask(1, 1, 0)
-    wait_for(entered(gate))
+    gate.wait_entered()
     for turn in range(1, 6):  # a copy runs
         sent = [worker.send_row(1, number, 0) for number in range(turn)]
         gate.let_through(1)
-        wait_for(entered(gate))  # the next one runs
+        gate.wait_entered()  # the next one runs
         worker.take_answers()
         assert [bool(flight.outcomes) for flight in sent] == [True] * turn
     gate.let_through(100)
@@ -343,10 +323,10 @@ def test_answers_wait_for_one_copy_at_most(worker: LiveWorker, tmp_path: Path) -
 def test_a_model_can_go_while_copies_wait(worker: LiveWorker, tmp_path: Path) -> None:
     worker.load(1, times(tmp_path / "1", 2))
     worker.load(2, times(tmp_path / "2", 2))
-    gate = worker.model(2).run = Gate(worker.model(2).run)
+    gate = worker.gate(2)
     worker.shadow(1, candidate=2)
     worker.ask(1, 1, 0)
-    wait_for(entered(gate))
+    gate.wait_entered()
     flights = [worker.send_row(1, number, 0) for number in range(4)]
     worker.tell("unload", slot=2)
     wait_for(lambda: worker.loop.commands)
