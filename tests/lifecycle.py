@@ -72,6 +72,7 @@ class Admin:
     """The admin methods, by name: admin.models("Load", id="times"). Errors are grpc.RpcError."""
 
     def __init__(self, address: str) -> None:
+        self.address = address
         self.client = Client(address)
 
     def __enter__(self) -> "Admin":

@@ -8,6 +8,9 @@ import numpy as np
 from nexus_grpc.ipc.errors import ModelNotServable
 from workers.model import Decision, Model
 
+# Of a name that is none, in a message.
+NAME_SHOWN_MAX = 80
+
 
 class Verdict(NamedTuple):
     """One row's. Empty and 0 where nothing can be said."""
@@ -66,6 +69,7 @@ def _positive_index(name: str, positive: str, labels: Sequence[str], count: int)
         return 0 if count == 1 else 1
     index = _class_index(positive, labels, 2 if count == 1 else count)
     if index < 0:
+        positive = positive if len(positive) <= NAME_SHOWN_MAX else positive[:NAME_SHOWN_MAX] + "…"
         known = ", ".join(labels) or (f"0 to {max(count, 2) - 1}" if count > 0 else "their numbers")
         raise ModelNotServable(f"config.pbtxt of '{name}': positive_class '{positive}' is no class; there is: {known}")
     if count == 1 and index == 0:

@@ -40,6 +40,8 @@ INTAKE_MAX = 1024
 SLEEP_MAX_MS = 100.0
 # Batches that may wait to be written into the statistics while there is work.
 SETTLE_EVERY = 32
+# As many of experiments' arms, whose answers are held until then.
+PREDICTED_MAX = 4
 # How often the gauges are brought up to date.
 OBSERVE_NS = 50_000_000
 # While replies wait for room in a ring there is nobody to ring us.
@@ -141,7 +143,7 @@ class WorkerLoop:
                 self._settle()
                 if not self.shadows.run_one():
                     self._sleep()
-            elif len(self._ended) >= SETTLE_EVERY:
+            elif len(self._ended) >= SETTLE_EVERY or len(self._predicted) >= PREDICTED_MAX:
                 self._settle()
 
     def _sleep(self) -> None:

@@ -321,14 +321,16 @@ class Lifecycle:
         return set(state.lingering)
 
     def _update_shadow(self, state: ModelState) -> None:
+        """Shadowed are the version that answers and its arms: no others, and none that answered before."""
         shadow = state.traffic.shadow
         ready = model_state.loaded(self._catalogue, state.name)
         number = model_state.serving(state, self._catalogue)
         candidate = ready.get(shadow.version) if shadow is not None else None
-        sources = [ready[number], *(arm for arm in self._arms(state) if arm.of == ready[number].slot)] if number else []
-        for source in sources:
-            slot, share = (candidate.slot, shadow.basis_points) if candidate is not None and shadow else (0, 0)
-            self.deployment.shadow(source.slot, slot, share)
+        wanted = (candidate.slot, shadow.basis_points) if candidate is not None and shadow is not None else (0, 0)
+        slot = ready[number].slot if number is not None else -1
+        for version in (*self._catalogue.of_model(state.name), *self._catalogue.arms_of(state.name)):
+            is_shadowed = slot in (version.slot, version.of) and not version.retiring
+            self.deployment.shadow(version.slot, *(wanted if is_shadowed else (0, 0)))
 
     async def tick(self) -> None:
         """Versions whose time for a rollback is over are unloaded."""

@@ -75,6 +75,8 @@ class Loading:
         fingerprint = state.fingerprint(number)
         state.loading.add(number)
         self._show(state)
+        # It may take long: people can see that it is under way.
+        await self.deployment.publish()
         version: Version | None = None
         try:
             await self._trial(state, number, fingerprint)

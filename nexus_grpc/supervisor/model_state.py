@@ -14,7 +14,7 @@ from typing import Any
 from nexus_grpc.ipc.errors import InvalidInput, UnknownModel
 from nexus_grpc.registry.records import ModelRow, VersionRow
 from nexus_grpc.repository import CONFIG_FILE, ModelEntry
-from nexus_grpc.supervisor.catalogue import READY, UNAVAILABLE, UNLOADED, Catalogue, Version
+from nexus_grpc.supervisor.catalogue import LOADING, READY, UNAVAILABLE, UNLOADED, Catalogue, Version
 from nexus_grpc.traffic.policy import ModelTraffic, versions
 
 _NUMBER = re.compile(r"[vV]?([1-9][0-9]{0,17})", re.ASCII)
@@ -188,10 +188,10 @@ def not_in_memory(state: ModelState, catalogue: Catalogue) -> list[tuple[str, st
     there = {version.number for version in catalogue.of_model(state.name) if not version.retiring}
     found = []
     for number in sorted(state.present - there):
-        if number in state.failures:
+        if number in state.loading:
+            found.append((str(number), LOADING, ""))
+        elif number in state.failures:
             found.append((str(number), UNAVAILABLE, state.failures[number][1]))
-        elif number in state.loading:
-            found.append((str(number), "LOADING", ""))
         else:
             found.append((str(number), UNLOADED, "unloaded"))
     if state.entry is not None and not state.present and not there:

@@ -4,6 +4,7 @@ ends, or when it is loaded anew. (Prometheus takes a fall for a restart, and add
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from nexus_grpc.ipc.snapshots import FrontModelSnapshot, ModelSnapshot
 from nexus_grpc.ipc.stats import read_front_model, read_model
@@ -38,5 +39,6 @@ class PastCounts:
 
 def _without_shadow(counts: ModelSnapshot) -> ModelSnapshot:
     """A shadow's counts are those of the slots that it has now, as in an experiment's status."""
-    shadow = [field.name for field in dataclasses.fields(counts) if field.name.startswith("shadow_")]
-    return dataclasses.replace(counts, **dict.fromkeys(shadow, 0))
+    names = (field.name for field in dataclasses.fields(counts) if field.name.startswith("shadow_"))
+    cleared: dict[str, Any] = dict.fromkeys(names, 0)
+    return dataclasses.replace(counts, **cleared)

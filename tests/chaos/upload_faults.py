@@ -45,17 +45,18 @@ CONTENT = (MODELS / "scalar" / "1" / "model.onnx").read_bytes()
 INFO = {"inputs": [{"name": "x"}], "outputs": [{"name": "y"}]}
 # Every function through which this code reaches the file system. SQLite's own calls are not seen; its promises are
 # tested with the registry (tests/unit/registry).
-READING = ("listdir", "lstat", "readlink", "scandir", "stat")
+READING = ("listdir", "scandir", "stat")
 FILLING = ("close", "fsync", "link", "mkdir", "open", "rename", "replace", "write")
 # What makes room again. When one of these fails, what it was to remove may stay in the staging folder.
 REMOVING = ("remove", "rmdir", "unlink")
 CHANGING = (*FILLING, *REMOVING, "chmod")
-# Which calls a kind of fault may strike: a full disk can still be read and cleared; and a kill before or after a call
-# that only reads is one after or before another.
+# Which calls a kind of fault may strike. A kill before or after a call that only reads is one after or before another.
+# lstat is a kind of its own because there are many: each resolved path has one for each of its folders.
 KINDS = {
     "EIO": (*CHANGING, *READING),
+    "EIO-lstat": ("lstat", "readlink"),
     "ENOSPC": FILLING,
-    "ENOSPC-on": FILLING,
+    "ENOSPC-on": ("fsync", "mkdir", "open", "write"),
     "before": CHANGING,
     "after": CHANGING,
 }
@@ -100,7 +101,8 @@ class Fault:
     """Wraps the calls of a kind: the `number`-th of them fails, or kills the process just before or after it.
 
     Args:
-        kind: EIO or ENOSPC for that one call; ENOSPC-on for it and all after it; before or after (SIGKILL).
+        kind: EIO or ENOSPC for that one call; ENOSPC-on: the disk is full from then on, but can be read and cleared;
+            before or after: SIGKILL.
     """
 
     def __init__(self, kind: str, number: int) -> None:
@@ -123,6 +125,8 @@ class Fault:
 
     def _wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
+            if self._kind == "ENOSPC-on" and not _takes_space(name, arguments):
+                return function(*arguments, **options)
             self._count += 1
             if self._count < self._number or (self._count > self._number and self._kind != "ENOSPC-on"):
                 return function(*arguments, **options)
@@ -132,7 +136,8 @@ class Fault:
 
     def _strike(self, name: str, call: Callable[[], Any]) -> None:
         if self._kind == "after":
-            call()
+            with contextlib.suppress(OSError):
+                call()
         if self._kind in ("before", "after"):
             os.kill(os.getpid(), signal.SIGKILL)
         if not self.struck:
@@ -140,8 +145,14 @@ class Fault:
             self.struck, self.is_removing = name, name in REMOVING or in_removal
         if name == "close":
             call()  # Linux lets go of the descriptor, whatever it answers
-        number = errno.EIO if self._kind == "EIO" else errno.ENOSPC
+        number = errno.EIO if self._kind.startswith("EIO") else errno.ENOSPC
         raise OSError(number, os.strerror(number))
+
+
+def _takes_space(name: str, arguments: tuple[Any, ...]) -> bool:
+    if name == "open":
+        return bool(arguments[1] & os.O_CREAT)
+    return name != "mkdir" or not os.path.isdir(arguments[0])
 
 
 class World:
@@ -174,13 +185,13 @@ class World:
             self._sql("DROP TRIGGER IF EXISTS no")  # whatever it was, it works again
 
         async def begin() -> None:
-            with self._lifecycle() as life:
+            with self.lifecycle() as life:
                 await Poll(life).run()
 
         asyncio.run(begin())
 
     @contextlib.contextmanager
-    def _lifecycle(self) -> Iterator[Lifecycle]:
+    def lifecycle(self) -> Iterator[Lifecycle]:
         with contextlib.closing(open_registry("", self.data)) as registry:
             catalogue = Catalogue(Placement(1, ()))
             life = Lifecycle(self.settings, catalogue, registry)
@@ -192,19 +203,24 @@ class World:
         """Once with the fault, and if that failed once more without, in the same process."""
 
         async def attempts() -> dict[str, Any]:
-            with self._lifecycle() as life:
+            with self.lifecycle() as life:
                 work = uploads.Uploads(life)
                 with fault.armed():
-                    said = await _said(self._upload(work))
-                result: dict[str, Any] = {"said": said, "state": self.seen()}
-                if said != "ok" and not self.case.refused and not self.case.is_loaded:
-                    result["again"] = await _said(self._upload(work))
+                    answer = await said(self.upload_to(work))
+                result: dict[str, Any] = {"said": answer, "state": self.seen()}
+                if answer != "ok" and not self.case.refused and not self.case.is_loaded:
+                    result["again"] = await said(self.upload_to(work))
                     result["state_again"] = self.seen()
                 return result
 
         return asyncio.run(attempts())
 
-    async def _upload(self, work: uploads.Uploads) -> None:
+    async def upload_to(self, work: uploads.Uploads, **changes: Any) -> dict[str, Any]:
+        """Raises NexusError.
+
+        Args:
+            changes: to the header.
+        """
         staged = StagedFile.create(self.repository, 1 << 20)
         try:
             half = len(CONTENT) // 2
@@ -215,9 +231,9 @@ class World:
             staged.discard()  # as front/upload.py does
             raise
         header = {"id": MODEL, "name": "", "version": self.case.version, "labels": {}}
-        header["store_only"] = not self.case.is_loaded
+        header |= {"store_only": not self.case.is_loaded, **changes}
         arguments = {"staged": str(path), "header": header, "sha256": sha256, "size_bytes": size_bytes}
-        await work.receive(arguments, ACTOR)
+        return await work.receive(arguments, ACTOR)
 
     def seen(self) -> dict[str, Any]:
         """What is there: files and their SHA-256, what waits in staging, the registry."""
@@ -244,12 +260,16 @@ class World:
                 "audit": [(row.action, row.version) for row in registry.history()],
             }
 
+    def live(self) -> str:
+        """Tells the file of the version that was there before from any other."""
+        return file_fingerprint(str(self.repository / MODEL / "1" / "model.onnx")) if self.case.has_model else ""
+
 
 def _row(row: VersionRow) -> list[Any]:
     return [row.model, row.version, row.sha256, row.size_bytes, row.present]
 
 
-async def _said(upload: Any) -> str:
+async def said(upload: Any) -> str:
     try:
         await upload
     except NexusError as error:
@@ -257,7 +277,7 @@ async def _said(upload: Any) -> str:
     return "ok"
 
 
-async def _recorded_trial(*_: Any) -> Trial:
+async def recorded_trial(*_: Any) -> Trial:
     """The real one takes a second; it touches no file but the staged one, which it reads. CASES has one with it."""
     return Trial("", "", INFO["inputs"], INFO["outputs"])
 
@@ -303,7 +323,7 @@ def runs(case: Case, kind: str, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _one(world: World, fault: Fault) -> dict[str, Any]:
-    before = world.seen()  # copied files have other numbers
+    live = world.live()
 
     def upload() -> dict[str, Any]:
         return {**world.upload(fault), "struck": fault.struck, "is_removing": fault.is_removing}
@@ -312,17 +332,21 @@ def _one(world: World, fault: Fault) -> dict[str, Any]:
     found = {"killed": killed, "struck": "", "is_removing": False, "state": world.seen(), **(report or {})}
     in_child(world.start)
     started = world.seen()
-    is_untouched = all(seen["live"] == before["live"] for seen in (found["state"], started))
+    is_untouched = all(seen["live"] == live for seen in (found["state"], started))
     return {**found, "started": started, "is_untouched": is_untouched}
 
 
 def main() -> None:
     logs.configure("json", "critical", "test")
-    case = CASES[sys.argv[1]]
-    if not case.is_tried:
-        uploads.try_model = _recorded_trial  # type: ignore[assignment]
+    case, folder = CASES[sys.argv[1]], Path(sys.argv[2])
+    if case.is_tried:
+        world = World(case, folder / "tried")
+        world.make()
+        print(json.dumps({"before": world.seen(), **_one(world, Fault("before", sys.maxsize))}))
+        return
+    uploads.try_model = recorded_trial
     for kind in sys.argv[3:]:
-        for report in runs(case, kind, Path(sys.argv[2]) / kind):
+        for report in runs(case, kind, folder / kind):
             print(json.dumps(report), flush=True)
 
 

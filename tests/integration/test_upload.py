@@ -179,18 +179,22 @@ def test_what_lies_on_the_disk_and_in_the_registry(site: Site, model: str) -> No
     assert site.staged() == []
 
 
-def test_an_uploaded_model_is_there_after_a_restart(tmp_path: pathlib.Path) -> None:
+def test_uploaded_models_are_there_after_a_restart(tmp_path: pathlib.Path) -> None:
+    """Also with the front on grpcio's public API."""
     folder = tmp_path / "models" / ".nexus-staging"
     folder.mkdir(mode=0o700, parents=True)
     # There when the server was killed in the middle of an upload.
     (folder / "999999999-upload-00").write_bytes(b"half")
-    for start in range(2):
-        with running_site(tmp_path) as site:
+    for api in ("auto", "public"):
+        with running_site(tmp_path, f"--front-api={api}") as site:
             assert site.staged() == []
-            if not start:
-                site.by_grpc(FIVE, id="kept", version="1.0.0")
-            assert site.predict("kept", "1.0.0") == ("1", 5)
-            assert [entry.action for entry in site.admin.models("History", id="kept").entries] == ["upload"]
+            assert site.by_grpc(FIVE, id=f"{api}-grpc", version="1.0.0").state == "READY"
+            assert site.by_rest(FIVE, id=f"{api}-rest").status == 201
+            # "" is the version that answers.
+            versions = {"auto-grpc": "1.0.0", "auto-rest": "v1", f"{api}-grpc": "1", f"{api}-rest": ""}
+            for model, version in versions.items():
+                assert site.predict(model, version) == ("1", 5)
+                assert [entry.action for entry in site.admin.models("History", id=model).entries] == ["upload"]
 
 
 def test_uploads_at_once_lose_nothing(site: Site, model: str) -> None:
@@ -307,6 +311,14 @@ def test_the_command(site: Site, model: str, file: pathlib.Path) -> None:
     answer = json.loads(out)
     assert (code, answer["model"]["version_name"], answer["state"]) == (0, "1.1", "UNLOADED")
     assert answer["info"]["inputs"][0]["shape"] == [-1, 2]
+
+
+def test_its_help_teaches() -> None:
+    said = subprocess.run(
+        [*NEXUS, "models", "upload", "--help"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "nexus models upload churn.onnx --id churn" in said.stdout
+    assert "never replaced" in said.stdout
 
 
 def test_the_command_says_what_is_wrong(site: Site, model: str, file: pathlib.Path) -> None:

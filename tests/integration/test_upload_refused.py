@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 
@@ -58,6 +59,15 @@ def assert_refused(refused: Refused, status: tuple[str, int], reason: str, words
         assert secret not in refused.message, refused
 
 
+def trials(site: Site) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(site.server.process.pid).children():
+        with contextlib.suppress(psutil.Error):
+            if "trial" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
 def bomb() -> bytes:
     return bad.dims_bomb().SerializeToString()
 
@@ -95,8 +105,7 @@ def test_a_model_that_never_ends(site: Site) -> None:
         by_grpc = pool.submit(site.refused_by_grpc, messages(content, id="endless"))
         for refused in (by_rest.result(), by_grpc.result()):
             assert_refused(refused, REFUSED, "MODEL_REFUSED", "longer than 5 s (trial_seconds)")
-    family = psutil.Process(site.server.process.pid).children(recursive=True)
-    assert not [child for child in family if "trial" in " ".join(child.cmdline())]
+    assert not trials(site)
 
 
 BAD_HEADERS: dict[str, tuple[dict[str, Any], tuple[str, int], str, str]] = {
@@ -175,17 +184,9 @@ def test_bad_forms(site: Site, name: str) -> None:
 def test_bad_streams(site: Site) -> None:
     header, chunk = UploadRequest(header=UploadHeader(id="x")), UploadRequest(chunk=GOOD)
     large = UploadRequest(chunk=b"x" * (SIZE_MAX + 1))
-    streams = (
-        [],
-        [chunk],
-        [header],
-        [header, header, chunk],
-        [UploadRequest()],
-        [header, chunk, header],
-        [header, large],
-    )
+    headers = ([header], [header, header, chunk], [header, chunk, header])
     with site.unchanged():
-        for stream in streams:
+        for stream in ([], [chunk], [UploadRequest()], [header, large], *headers):
             assert site.refused_by_grpc(iter(stream)).status == "INVALID_ARGUMENT", stream
 
 
@@ -224,17 +225,22 @@ def test_a_client_that_goes_away_halfway(site: Site) -> None:
     assert site.refused_by_rest(form_of(b"x", id="half")).reason == "NOT_ONNX"
 
 
-def test_a_front_that_is_killed_halfway(site: Site) -> None:
+@pytest.mark.parametrize("is_complete", [False, True], ids=["halfway", "in its trial"])
+def test_a_front_that_is_killed(site: Site, is_complete: bool) -> None:
     end = threading.Event()
     with site.unchanged():
-        call = site.call.future(held_back(messages(b"x" * MIB, id="half"), end))
-        wait_for(site.staged)
+        content = bad.never_ends(batchable=False).SerializeToString()
+        stream = messages(content, id="half")
+        call = site.call.future(stream if is_complete else held_back(stream, end))
+        wait_for(lambda: trials(site) if is_complete else site.staged())
         [front] = site.server.children("front")
         front.kill()
-        assert call.exception(20).code().name == "UNAVAILABLE"
+        assert isinstance(call.exception(20), grpc.RpcError)
+        assert call.code() == grpc.StatusCode.UNAVAILABLE
         end.set()
         wait_for(lambda: [each.pid for each in site.server.children("front")] not in ([], [front.pid]))
         wait_for(lambda: post(site.port, "/predict", {"model_id": "times", "features": [1, 2]}).status == 200)
+        wait_for(lambda: not trials(site))
 
 
 @pytest.mark.parametrize("version", ["2", "1.0.0", ""])

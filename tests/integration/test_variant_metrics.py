@@ -212,3 +212,22 @@ def test_a_shadow_beside_an_experiment_sees_every_arm(server: Server, admin: Adm
     wait_series(lambda server: shadow(server, "compared"), server, expected)
     wait_series(by_variant, server, as_series(answers, "OK"))
     assert admin.traffic("Status", model=NAME).shadow.compared == answers["A", "3"]
+
+
+def test_a_shadow_follows_the_version_that_answers(server: Server, admin: Admin) -> None:
+    admin.traffic("Shadow", model=NAME, candidate_version="1", percent=100)
+    ask(admin, 4)
+    wait_series(lambda server: shadow(server, "compared"), server, {(NAME, "3"): 4})
+    admin.models("Activate", id=NAME, version="2")
+
+    def follows() -> bool:
+        """The version before, asked by name, is copied no more."""
+        before = shadow(server, "compared")[NAME, "3"]
+        for _ in range(6):
+            admin.ask("3")
+            admin.ask()
+        wait_for(lambda: rows_answered(server) == requests(server)["3", "OK"])
+        after = shadow(server, "compared")
+        return after[NAME, "3"] == before and after.get((NAME, "2"), 0) > 0
+
+    wait_for(follows)

@@ -8,7 +8,7 @@ import pytest
 
 from nexus_grpc.ipc.errors import ModelNotServable
 from nexus_grpc.model_config import DecisionPolicy
-from tests.unit.support import model_of, spec
+from tests.unit.support import floats, model_of, spec
 from workers.decisions import decision_of, verdict
 from workers.model import Model
 
@@ -55,7 +55,7 @@ def test_without_a_threshold_the_likeliest_class_is_named() -> None:
 
 def test_of_many_classes_the_positive_one_or_the_likeliest_other() -> None:
     model = classifier(3, labels=("cat", "dog", "wolf"), positive_class="wolf", threshold=0.2)
-    assert verdict(model, [0.7, 0.1, 0.2]) == ("wolf", "positive", 0.2)
+    assert verdict(model, floats([0.7, 0.1, 0.2])[0].tolist()) == ("wolf", "positive", 0.2)
     assert verdict(model, [0.4, 0.5, 0.1]) == ("dog", "negative", 0.2)
     by_number = classifier(3, positive_class="0", threshold=0.9)
     assert verdict(by_number, [0.8, 0.05, 0.15]) == ("2", "negative", 0.9)

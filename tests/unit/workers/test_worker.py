@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 from nexus_grpc.ipc.errors import Code
 from tests.unit.support import Graph
 from tests.unit.workers.live import LiveWorker, times, wait_for, worker
+from workers.loop import PREDICTED_MAX
 from workers.model import DEFAULT_VARIANT
 
 __all__ = ["worker"]
@@ -84,6 +85,19 @@ def test_only_arms_count_what_they_answer(loaded: LiveWorker) -> None:
     assert {bucket: count for bucket, count in enumerate(seen.predictions) if count} == {8: 2, 3: 1}
     seen = loaded.wait_counts(1, lambda counts: counts.success_count == 3)
     assert sum(seen.predictions) == 0
+
+
+def test_answers_are_not_held_long_to_be_counted(worker: LiveWorker, tmp_path: Path) -> None:
+    worker.load(1, times(tmp_path, 2), max_batch_size=1)
+    worker.alias(2, of=1)
+    gate = worker.gate(2)
+    for number in range(20):
+        worker.send_row(2, number, 0)
+    for _ in range(20):
+        gate.wait_entered()
+        assert len(worker.loop._predicted) < PREDICTED_MAX
+        gate.let_through(1)
+    worker.wait_counts(2, lambda seen: sum(seen.predictions) == 20)
 
 
 def test_an_arm_of_an_unknown_slot_is_refused(loaded: LiveWorker) -> None:
