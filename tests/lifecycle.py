@@ -178,6 +178,12 @@ def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
         time.sleep(0.02)
 
 
+def code_of(error: grpc.RpcError) -> str:
+    """Such as "NOT_FOUND"."""
+    assert isinstance(error, grpc.Call)
+    return str(error.code().name)
+
+
 @contextlib.contextmanager
 def refused(code: str) -> Iterator[list[str]]:
     """The call inside must fail with this code; the list gets its message."""

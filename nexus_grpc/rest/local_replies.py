@@ -20,6 +20,7 @@ CODES = {
     502: "UNAVAILABLE",
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
+    507: "UNAVAILABLE",
 }
 # What is refused at once (no HTTP, a malformed path, overload) has got no id of Envoy's yet.
 REQUEST_ID = '%COALESCE({"operators": [{"command": "REQ", "param": "x-request-id"}, "UNIQUE_ID"]})%'

@@ -17,6 +17,9 @@ _NOT_A_FORM = "the body must be a form (Content-Type: multipart/form-data) with 
 # gRPC and gRPC-web clients may use the same port. The twin (nexus.http.v1) is not among them.
 GRPC_PREFIXES = ("/nexus.v1.", "/inference.", "/grpc.")
 METRICS_PATHS = ("/metrics", "/metrics/json")
+# A body in pieces is kept to be sent again for so many bytes only. Should a front be away, Envoy must turn to another
+# before more than these have come: it says 507 otherwise (tested; it waits for up to 25 ms by itself).
+PIECES_KEPT_BYTES, PIECES_BACK_OFF = 8 << 20, "0.001s"
 # So that of the limits on a request's time its timeout is the one that is met first.
 IDLE_SPARE_S = 5.0
 # Browsers say what kind of page has a request made. Those that don't yet say which, at least.
@@ -115,10 +118,14 @@ def _routes(timeout_s: float, change_timeout_s: float, cors_origins: tuple[str, 
 
 def _transcoded(method: HttpMethod, timeout_s: float) -> Iterable[_Answer]:
     body_type = "" if not method.has_body else FORM_TYPE if method.client_streaming else JSON_TYPE
+    action = _to_fronts(timeout_s)
+    if method.client_streaming:
+        action["route"]["retry_policy"]["retry_back_off"] = {"base_interval": PIECES_BACK_OFF}
+        action["request_body_buffer_limit"] = PIECES_KEPT_BYTES
     for binding in method.bindings:
         yield _Answer(
             binding,
-            _to_fronts(timeout_s),
+            action,
             body_type,
             body_optional=method.is_change and not method.client_streaming,
             query=method.query if binding.parameters or method.has_body else None,

@@ -204,7 +204,7 @@ def test_a_version_that_is_there_is_not_replaced(world: World) -> None:
 
 def test_text_that_the_registry_does_not_take(world: World) -> None:
     before = world.seen()
-    (end,) = attempts(world, {"labels": {"team": "\0"}})
+    (end,) = attempts(world, {"name": "a\0b"})
     assert isinstance(end, InvalidInput)
     assert world.seen() == before
 

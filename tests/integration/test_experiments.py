@@ -31,7 +31,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def running(repository: pathlib.Path) -> Iterator[Server]:
-    options = ("--fronts=2", "--workers=2", "--model-control=none", "--trial-seconds=8")
+    options = ("--fronts=2", "--workers=2", "--model-control=none", "--trial-seconds=5")
     with running_server(repository.parent, *options, repository=repository) as server:
         yield server
 

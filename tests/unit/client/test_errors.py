@@ -6,6 +6,7 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from nexus_grpc.client import (
+    AlreadyExists,
     DeadlineExceeded,
     InvalidInput,
     NexusClientError,
@@ -21,6 +22,7 @@ CLASSES = {
     "INVALID_ARGUMENT": InvalidInput,
     "OUT_OF_RANGE": InvalidInput,
     "NOT_FOUND": NotFound,
+    "ALREADY_EXISTS": AlreadyExists,
     "UNAVAILABLE": Unavailable,
     "RESOURCE_EXHAUSTED": Overloaded,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
