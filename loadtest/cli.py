@@ -14,7 +14,7 @@ import psutil
 from rich.console import Console
 from rich.markup import escape
 
-from loadtest import h2load, payloads, plan, processes, report, wrk
+from loadtest import big_model, h2load, payloads, plan, processes, report, wrk
 from loadtest.plan import ROWS, Row
 from loadtest.runner import Reference, Runner
 
@@ -132,6 +132,14 @@ def _bench(arguments: argparse.Namespace, given: list[str], progress: Console) -
             servers["nexus"] = stack.enter_context(
                 processes.nexus_server(
                     folder, arguments.nexus, arguments.model_repository, arguments.workers, rest="rest" in kinds
+                )
+            )
+        if kinds & {"quiet", "loading"}:
+            repository = big_model.repository(folder, model)
+            progress.print("starting nexus serve with a 200 MB model beside iris …")
+            servers["loading"] = stack.enter_context(
+                processes.nexus_server(
+                    folder, arguments.nexus, repository, arguments.workers, False, *big_model.OPTIONS
                 )
             )
 

@@ -8,7 +8,7 @@ from loadtest import payloads
 from loadtest.clients import Call
 from loadtest.payloads import BATCH_ROWS, STREAM_MESSAGES, Expected, WrongAnswerError
 
-Kind = Literal["echo", "nexus", "rest", "envoy", "ort", "idle"]
+Kind = Literal["echo", "nexus", "rest", "envoy", "ort", "quiet", "loading", "idle"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ ROWS = (
     Row("ort", "onnxruntime alone, 32 rows, no server", "ort", rows_per_request=BATCH_ROWS),
     Row("echo-stream", "echo stream, 32 × 32 messages ¹", "echo", "stream", 32, 1, STREAM_MESSAGES),
     Row("stream", "PredictStream, 32 × 32 messages ¹", "nexus", "stream", 32, 1, STREAM_MESSAGES, "echo-stream"),
+    Row("quiet-1", "ModelInfer, 1 in flight, nothing else ³", "quiet", "infer", 1),
+    Row("loading-1", "the same while a 200 MB model loads ³", "loading", "infer", 1, reference="quiet-1"),
+    Row("quiet-32", "ModelInfer, 32 in flight, nothing else ³", "quiet", "infer", 32),
+    Row("loading-32", "the same while a 200 MB model loads ³", "loading", "infer", 32, reference="quiet-32"),
     Row("idle", "idle after the load", "idle"),
 )
 
@@ -127,6 +131,8 @@ def targets(results: dict[str, Result]) -> list[Target]:
         _rest_rate(good),
         _rest_latency(good),
         _batch(good),
+        _beside_a_load(good, 1),
+        _beside_a_load(good, 32),
         *(_memory(good, role, limit) for role, limit in RSS_LIMITS_MIB.items()),
         _idle(good),
     ]
@@ -186,6 +192,15 @@ def _batch(good: dict[str, Result]) -> Target:
         share = rate / good["ort"].rows_per_second
         measured += f", {share:.2f} of onnxruntime's"
     return _verdict(text, rate >= 500_000 or share >= 0.7, measured)
+
+
+def _beside_a_load(good: dict[str, Result], in_flight: int) -> Target:
+    text = f"p99 at {in_flight} in flight while a 200 MB model loads: at most 2 × at rest"
+    quiet, loading = good.get(f"quiet-{in_flight}"), good.get(f"loading-{in_flight}")
+    if quiet is None or loading is None:
+        return _verdict(text, None, "not measured")
+    measured = f"{loading.p99_us:.0f} µs, {loading.p99_us / quiet.p99_us:.2f} ×"
+    return _verdict(text, loading.p99_us <= 2.0 * quiet.p99_us, measured)
 
 
 def _memory(good: dict[str, Result], role: str, limit: float) -> Target:

@@ -173,13 +173,15 @@ def _wait_for_port(server: Server) -> None:
 
 
 @contextlib.contextmanager
-def nexus_server(folder: Path, nexus: Path, repository: Path, workers: int | None, rest: bool) -> Iterator[Server]:
-    """`rest`: with Envoy beside it."""
-    log = folder / "nexus.log"
+def nexus_server(
+    folder: Path, nexus: Path, repository: Path, workers: int | None, rest: bool, *options: str
+) -> Iterator[Server]:
+    """`rest`: with Envoy beside it; `options`: more of `nexus serve`'s."""
+    log, data = folder / f"{repository.name}.log", folder / f"{repository.name}-data"
     port, metrics_port, rest_port = free_port(), free_port(), free_port() if rest else 0
     arguments = [str(nexus), "serve", "--model-repository", str(repository), "--grpc-port", str(port)]
     arguments += ["--rest-port", str(rest_port), "--metrics-port", str(metrics_port)]
-    arguments += ["--workers", str(workers)] if workers else []
+    arguments += ["--data-dir", str(data), *options, *(["--workers", str(workers)] if workers else [])]
     with log.open("wb") as output:
         process = _spawn(arguments, output, output)
     server = Server("nexus", process, log, port, metrics_port, rest_port)

@@ -41,6 +41,10 @@ REST_NOTE = (
     "² wrk by HTTP/1.1, one request at a time on each connection. CPU: Envoy + front + worker. Envoy answering by "
     "itself is the least that REST through it can cost."
 )
+LOADING_NOTE = (
+    "³ A server of its own, for iris and a model with 200 MB of weights; all through the row that one's file is made "
+    "new, tried, loaded and unloaded again. × is requests/s against the row above; the target is about p99."
+)
 NOTES = (
     "The load generator (h2load) runs on the same cores as the servers: every figure includes its share.",
     "Closed loop: a slow answer delays the next request, so p99 is kinder than an open-loop client would see it "
@@ -113,6 +117,7 @@ def print_table(console: Console, rows: list[Row], results: dict[str, Result], t
             console.print(f"[bold red]{row.name} failed:[/] {escape(results[row.name].problem)}")
     console.print(STREAM_NOTE, style="dim")
     console.print(REST_NOTE, style="dim")
+    console.print(LOADING_NOTE, style="dim")
     checks = Table(title="Targets", show_header=False, box=None)
     for target in targets:
         checks.add_row(f"[{VERDICT_STYLES[target.verdict]}]{target.verdict}[/]", target.text, target.measured)
@@ -130,6 +135,7 @@ def markdown(rows: list[Row], results: dict[str, Result], targets: list[Target],
         *(["\n".join(failed)] if failed else []),
         STREAM_NOTE,
         REST_NOTE,
+        LOADING_NOTE,
         "## Targets",
         _table(("", "target", "measured"), ((target.verdict, target.text, target.measured) for target in targets)),
         "## Notes",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from loadtest import h2load, payloads, processes, wrk
+from loadtest import big_model, h2load, payloads, processes, wrk
 from loadtest.clients import VerificationError, verify, verify_rest
 from loadtest.h2load import H2loadError
 from loadtest.payloads import BATCH_ROWS, Expected
@@ -19,6 +19,9 @@ from loadtest.wrk import WrkError
 IDLE_REST_S, IDLE_S = 3.0, 10.0
 # How much the answers of a row may fall short of the verified one in size: latency_ms and the timestamp vary in length.
 SIZE_SLACK = {"infer": 0.02, "batch": 0.02, "predict": 0.15, "stream": 0.15}
+
+# Kinds of rows that share a server.
+SERVER_OF = {"quiet": "loading"}
 
 Say = Callable[[str], None]
 
@@ -95,6 +98,12 @@ class Runner:
                 return Result(requests_per_second=rate / BATCH_ROWS, rows_per_second=rate)
             if row.kind in ("rest", "envoy"):
                 return self._rest_load(row)
+            if row.kind == "loading":
+                with big_model.loaded_again_and_again(self.servers["loading"]) as loads:
+                    result = self._load(row)
+                if not loads:
+                    raise RowError("the big model was not loaded once while the row was measured")
+                return result
             return self._idle() if row.kind == "idle" else self._load(row)
         except (RowError, VerificationError, H2loadError, WrkError, OSError) as error:
             return Result(problem=str(error))
@@ -111,7 +120,7 @@ class Runner:
         return Result(idle_cpu_percent=percent, rss_mib=processes.rss_mib(server))
 
     def _load(self, row: Row) -> Result:
-        server, call = self.servers[row.kind], call_of(row, self._expected)
+        server, call = self.servers[SERVER_OF.get(row.kind, row.kind)], call_of(row, self._expected)
         answer_bytes = verify(server.target, call)
         url, body = f"http://{server.target}{call.path}", self.folder / f"{row.name}.bin"
         body.write_bytes(call.body)
