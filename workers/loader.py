@@ -37,6 +37,14 @@ class LoadOrder:
     default_max_batch_size: int
     cores: int
     version_name: str = ""
+    incarnation: int = 0
+
+    @property
+    def starts_threads(self) -> bool:
+        """Whether ONNX Runtime starts threads for this model."""
+        session: dict[str, Any] = self.policy["session"]
+        inside, between = session.get("intra_op_thread_count"), session.get("inter_op_thread_count")
+        return (inside or self.cores) > 1 or (between or 1) > 1
 
     @classmethod
     def from_message(cls, message: dict[str, Any], cores: int) -> "LoadOrder":
@@ -53,6 +61,7 @@ class LoadOrder:
             default_max_batch_size=message["default_max_batch_size"],
             cores=cores,
             version_name=message.get("version_name", ""),
+            incarnation=message.get("incarnation", 0),
         )
 
 

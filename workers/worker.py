@@ -5,6 +5,7 @@ import ctypes
 import gc
 import os
 import queue
+import threading
 from typing import Any
 
 from nexus_grpc.ipc.control import ControlChannel
@@ -17,6 +18,9 @@ from workers.loop import WorkerLoop
 from workers.model import Model
 from workers.predictions import prediction_labels
 from workers.session import available_providers, onnxruntime_version
+
+# See docs/decisions/0008.
+GENTLE_NICE = int(os.environ.get("X_NICE", "10"))
 
 _malloc_trim = ctypes.CDLL(None).malloc_trim
 
@@ -51,7 +55,8 @@ class Worker:
         self._loop = WorkerLoop(Sleeper(self._bell), stats, self._report_bug)
         # Metadata and configuration of what is loaded, by slot, for arms.
         self._reports: dict[int, tuple[str, str]] = {}
-        self._to_load: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._to_load: queue.SimpleQueue[LoadOrder] = queue.SimpleQueue()
+        self._to_load_gently: queue.SimpleQueue[LoadOrder] = queue.SimpleQueue()
         channel.send(
             {"type": "started", "onnxruntime": onnxruntime_version(), "providers": list(available_providers())}
         )
@@ -65,7 +70,8 @@ class Worker:
             message, descriptors = self._channel.receive()
             kind = message["type"]
             if kind == "load":
-                self._to_load.put(message)
+                order = LoadOrder.from_message(message, self._cores)
+                (self._to_load if order.starts_threads else self._to_load_gently).put(order)
             elif kind == "alias":
                 self._tell_loop(lambda message=message: self._alias(message))
             elif kind == "unload":
@@ -86,11 +92,21 @@ class Worker:
 
     def load(self) -> None:
         """Load what the supervisor asks for, one after the other, for ever. Raises ChannelClosed when it is gone."""
-        while True:
-            self._load(self._to_load.get())
+        self._load_from(self._to_load)
 
-    def _load(self, message: dict[str, Any]) -> None:
-        order = LoadOrder.from_message(message, self._cores)
+    def load_gently(self) -> None:
+        """As `load`, giving way to everything else: the calling thread is this nice from now on, and so are the threads
+        that it starts; hence only models without threads of their own come here."""
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), GENTLE_NICE)
+        if os.environ.get("X_AFF"):
+            os.sched_setaffinity(0, range(os.cpu_count()))
+        self._load_from(self._to_load_gently)
+
+    def _load_from(self, orders: "queue.SimpleQueue[LoadOrder]") -> None:
+        while True:
+            self._load(orders.get())
+
+    def _load(self, order: LoadOrder) -> None:
         try:
             model = load_model(order)
         except NexusError as error:
@@ -102,13 +118,13 @@ class Worker:
             metadata = base64.b64encode(metadata_of(model).SerializeToString()).decode()
             config = base64.b64encode(config_of(order, model).SerializeToString()).decode()
             self._reports[order.slot] = (metadata, config)
-            self._tell_loop(lambda: self._add(model, message))
+            self._tell_loop(lambda: self._add(model, order.incarnation))
 
     # --- on the loop's thread ---
 
-    def _add(self, model: Model, message: dict[str, Any]) -> None:
+    def _add(self, model: Model, incarnation: int) -> None:
         """From here on the loop takes requests for it: not before may the supervisor hear of it."""
-        self._loop.add_model(model, message.get("incarnation", 0))
+        self._loop.add_model(model, incarnation)
         metadata, config = self._reports[model.slot]
         labels = prediction_labels(model)
         report = {"type": "loaded", "slot": model.slot, "metadata": metadata, "config": config}
@@ -121,7 +137,7 @@ class Worker:
             self._channel.send({"type": "load_failed", "slot": message["slot"], "reason": reason})
             return
         self._reports[message["slot"]] = self._reports[message["of"]]
-        self._add(base.as_arm(message["slot"], message["variant"]), message)
+        self._add(base.as_arm(message["slot"], message["variant"]), message.get("incarnation", 0))
 
     def _unload(self, slot: int) -> None:
         self._loop.remove_model(slot)

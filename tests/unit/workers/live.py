@@ -81,7 +81,7 @@ class LiveWorker:
             threading.Thread(target=_until_closed, args=(work,), daemon=True)
             for work in (self._worker.run, self._worker.control)
         ]
-        loader = threading.Thread(target=_until_closed, args=(self._worker.load,), daemon=True)
+        loader = threading.Thread(target=_until_closed, args=(self._worker.load_gently,), daemon=True)
         for thread in (*self._threads, loader):
             thread.start()
         assert self.report()["type"] == "started"
