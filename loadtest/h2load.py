@@ -87,19 +87,23 @@ def percentile(ordered: Sequence[int], percent: float) -> int:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
-def command(url: str, body: Path, in_flight: int, request_count: int, log: Path | None) -> list[str]:
+def command(url: str, body: Path, in_flight: int, request_count: int, log: Path | None, rate: float = 0.0) -> list[str]:
+    """`rate`: requests sent per second, as long as no more than `in_flight` are out; 0: as fast as answers come."""
     connections, streams = CONNECTIONS[in_flight]
     # Counted, not timed (-D): a timed run ends by cancelling what is in flight, which the server would count as
     # CANCELLED, and answers that are not OK are just what the runner looks for.
     arguments = ["h2load", "-n", str(request_count), "-c", str(connections), "-m", str(streams), "-d", str(body)]
     arguments += ["-H", "te: trailers", "-H", "content-type: application/grpc"]
+    arguments += ["--rps", f"{rate / connections:.0f}"] if rate else []
     return [*arguments, *(["--log-file", str(log)] if log else []), url]
 
 
-def run(url: str, body: Path, in_flight: int, request_count: int, log: Path | None, limit_s: float) -> Summary:
+def run(
+    url: str, body: Path, in_flight: int, request_count: int, log: Path | None, limit_s: float, rate: float = 0.0
+) -> Summary:
     if log:
         log.unlink(missing_ok=True)  # h2load appends
-    arguments = command(url, body, in_flight, request_count, log)
+    arguments = command(url, body, in_flight, request_count, log, rate)
     try:
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=limit_s)
     except subprocess.TimeoutExpired as error:
@@ -112,8 +116,10 @@ def run(url: str, body: Path, in_flight: int, request_count: int, log: Path | No
     return summary
 
 
-def measure(url: str, body: Path, in_flight: int, request_count: int, log: Path, limit_s: float) -> Load:
-    summary = run(url, body, in_flight, request_count, log, limit_s)
+def measure(
+    url: str, body: Path, in_flight: int, request_count: int, log: Path, limit_s: float, rate: float = 0.0
+) -> Load:
+    summary = run(url, body, in_flight, request_count, log, limit_s, rate)
     durations, failed_count = parse_log(log.read_text())
     if failed_count or len(durations) != request_count:
         raise H2loadError(

@@ -42,8 +42,9 @@ REST_NOTE = (
     "itself is the least that REST through it can cost."
 )
 LOADING_NOTE = (
-    "³ A server of its own, for iris and a model with 200 MB of weights; all through the row that one's file is made "
-    "new, tried, loaded and unloaded again. × is requests/s against the row above; the target is about p99."
+    "³ A server of its own, for iris and a model with 200 MB of weights, whose file is made new, tried in a process of "
+    "its own, loaded and unloaded again and again. Requests come at a steady rate, the same in both rows: 25 or 50 % "
+    "of what a closed loop of 32 reached. The target is about p99, by the client's clock."
 )
 NOTES = (
     "The load generator (h2load) runs on the same cores as the servers: every figure includes its share.",

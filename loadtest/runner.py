@@ -61,6 +61,8 @@ class Runner:
     seconds: float
     say: Say
     _expected: dict[int, Expected] = field(default_factory=dict)
+    # Requests per second by Row.offered.
+    _offered: dict[float, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._expected = {count: self.reference.expected(count) for count in (1, BATCH_ROWS)}
@@ -125,12 +127,16 @@ class Runner:
         url, body = f"http://{server.target}{call.path}", self.folder / f"{row.name}.bin"
         body.write_bytes(call.body)
         rate = h2load.calibrate(url, body, row.in_flight)  # warms up, too
+        if row.offered:
+            # The row that it is compared with has set the rate.
+            rate = self._offered.setdefault(row.offered, rate * row.offered)
         stream_count = max(row.in_flight * 4, int(rate * self.seconds))
 
         codes = processes.request_counts(server) if server.metrics_port else {}
         cpu = processes.cpu_seconds(server)
         log = self.folder / "h2load.log"
-        load = h2load.measure(url, body, row.in_flight, stream_count, log, self.seconds * 4 + 30)
+        limit_s, offered = self.seconds * 4 + 30, rate if row.offered else 0.0
+        load = h2load.measure(url, body, row.in_flight, stream_count, log, limit_s, offered)
         cpu_by_role = processes.cpu_seconds_since(server, cpu)
         rss_mib = processes.rss_mib(server)
 

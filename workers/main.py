@@ -22,7 +22,6 @@ def main() -> None:
     from workers.worker import Worker
 
     worker = Worker(channel, hello, descriptors)
-    sys.setswitchinterval(float(os.environ.get("X_SW", "0.005")))
     threads = {"control": worker.control, "loader": worker.load, "gentle loader": worker.load_gently}
     for name, work in threads.items():
         threading.Thread(target=_leave_with_supervisor, args=(work,), daemon=True, name=name).start()

@@ -36,6 +36,8 @@ INPUT_BYTES_MAX = (2 << 30) - 1
 # A sparse tensor is stored dense once loaded; real ones are a hundred times their file's size at most.
 DENSE_FACTOR_MAX, DENSE_BYTES_FREE = 1000, 16 << 20
 
+READ_BYTES = 1 << 20
+
 STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 CONTRIB_DOMAIN = "com.microsoft"
 MEMORY_MARKER = "_ORT_MEM_ADDR_"
@@ -71,13 +73,18 @@ class NotOnnx(ScanRefused):
 
 def scan_file(path: str) -> None:
     """As `scan`, of a file. Raises OSError when it cannot be read."""
-    if os.stat(path).st_size > INPUT_BYTES_MAX:
+    size = os.stat(path).st_size
+    if size > INPUT_BYTES_MAX:
         raise NotOnnx("the file is larger than 2 GiB, more than an ONNX model (one protobuf message) can be")
-    with open(path, "rb") as file:
-        scan(file.read())
+    content, length = bytearray(size), 0
+    with open(path, "rb", buffering=0) as file, memoryview(content) as view:
+        # In pieces: on a kernel without preemption, one read of 200 MB stops whoever else is on the core for 100 ms.
+        while count := file.readinto(view[length : length + READ_BYTES]):
+            length += count
+    scan(content[:length] if length < size else content)
 
 
-def scan(content: bytes) -> None:
+def scan(content: bytes | bytearray) -> None:
     """Look through a model file.
 
     Raises:
@@ -88,7 +95,7 @@ def scan(content: bytes) -> None:
         raise NotOnnx("the file is empty; expected an ONNX model")
     model = ModelProto()
     try:
-        model.ParseFromString(content)
+        model.ParseFromString(content)  # type: ignore[arg-type]
     except DecodeError:
         raise NotOnnx(
             "not an ONNX model: the file is no protobuf message, is truncated, or is nested too deeply;"

@@ -20,7 +20,7 @@ from workers.predictions import prediction_labels
 from workers.session import available_providers, onnxruntime_version
 
 # See docs/decisions/0008.
-GENTLE_NICE = int(os.environ.get("X_NICE", "10"))
+GENTLE_NICE = 10
 
 _malloc_trim = ctypes.CDLL(None).malloc_trim
 
@@ -98,8 +98,6 @@ class Worker:
         """As `load`, giving way to everything else: the calling thread is this nice from now on, and so are the threads
         that it starts; hence only models without threads of their own come here."""
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), GENTLE_NICE)
-        if os.environ.get("X_AFF"):
-            os.sched_setaffinity(0, range(os.cpu_count()))
         self._load_from(self._to_load_gently)
 
     def _load_from(self, orders: "queue.SimpleQueue[LoadOrder]") -> None:

@@ -14,9 +14,7 @@ import sys
 from collections.abc import Callable
 
 from nexus_grpc.ipc.control import ChannelClosed, FrameReader, Message, encode_frame, receive_some
-
-# What a child needs not know, and would show in /proc/PID/environ.
-_DROPPED_VARIABLES = ("NEXUS_CONFIG",)
+from nexus_grpc.supervisor.environment import child_environment
 
 OnMessage = Callable[["Child", Message], None]
 OnExit = Callable[["Child", int], None]
@@ -42,14 +40,13 @@ class Child:
         """Start `python -m module`. Raises OSError when no process can be made."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
-        environment = {name: value for name, value in os.environ.items() if name not in _DROPPED_VARIABLES}
         with theirs:
             self._process = subprocess.Popen(
                 # -P: the working directory is data, not code.
                 [sys.executable, "-P", "-m", module, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=environment,
+                env=child_environment(holds_models=self.role == "worker"),
             )
         self.pid = self._process.pid
         self._socket = ours

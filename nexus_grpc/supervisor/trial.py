@@ -22,6 +22,7 @@ from nexus_grpc.repository import ModelEntry
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor.catalogue import Version
 from nexus_grpc.supervisor.child import exit_text
+from nexus_grpc.supervisor.environment import with_huge_pages
 
 TRIAL_MODULE = "workers.trial"
 # Each has a session of its own in memory, and takes processor time from workers that serve.
@@ -114,7 +115,7 @@ async def _start() -> asyncio.subprocess.Process:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**environment, **_VARIABLES},
+            env=with_huge_pages({**environment, **_VARIABLES}),
             # A group of its own, so that what it might start dies with it.
             start_new_session=True,
             limit=ANSWER_BYTES_MAX,

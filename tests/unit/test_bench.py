@@ -166,10 +166,15 @@ def test_targets() -> None:
         "rest-1": Result(p50_us=251.0),
         "batch-32": Result(rows_per_second=400e3),
         "ort": Result(rows_per_second=500e3),
+        "quiet-25": Result(p99_us=1000.0),
+        "loading-25": Result(p99_us=2000.0),
+        "quiet-50": Result(p99_us=1000.0),
+        "loading-50": Result(p99_us=2001.0),
         "idle": Result(idle_cpu_percent=0.4),
     }
     verdicts = [target.verdict for target in plan.targets(results)]
-    assert verdicts == ["pass", "FAIL", "info", "pass", "pass", "FAIL", "pass", "FAIL", "pass", "pass"]
+    expected = ["pass", "FAIL", "info", "pass", "pass", "FAIL", "pass", "pass", "FAIL", "FAIL", "pass", "pass"]
+    assert verdicts == expected
 
 
 WRK_OUTPUT = """\
