@@ -1,5 +1,6 @@
 # The server. Build: docker build -t nexus-grpc .    Run: see docker-compose.yml, or
-#   docker run -p 8001:8001 -p 8080:8080 -v ./models:/models:ro nexus-grpc
+#   docker run -p 8001:8001 -p 8080:8080 -v ./models:/models -v nexus-data:/data nexus-grpc
+# For uploads user 10001 must be able to write to ./models.
 # One image for both shapes: with Envoy inside (the default), or beside it (NEXUS_ENVOY=external).
 
 FROM python:3.11-slim-bookworm AS build
@@ -19,17 +20,19 @@ RUN .venv/bin/python proto/build.py \
 
 FROM python:3.11-slim-bookworm
 # A number, so that Kubernetes can check runAsNonRoot.
-RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin nexus && mkdir -p /models && chown 10001 /models
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin nexus && mkdir -p /models /data && chown 10001 /models /data
 COPY --from=build /app /app
 WORKDIR /app
 # In a container, who can reach the ports is decided where they are published; hence the last two.
 ENV PATH=/app/.venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NEXUS_MODEL_REPOSITORY=/models \
-    NEXUS_DATA_DIR=/tmp/nexus-data \
+    NEXUS_DATA_DIR=/data \
     NEXUS_HOST=0.0.0.0 \
     NEXUS_INSECURE_ALLOW_ANONYMOUS=1
 USER 10001
+# The registry: what must outlive the container.
+VOLUME /data
 EXPOSE 8001 8080 8002
 STOPSIGNAL SIGTERM
 # By the gRPC health protocol: ready means that models are loaded and fronts serve.

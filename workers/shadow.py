@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nexus_grpc.ipc.stats import WorkerStats
+from nexus_grpc.ipc.stats import WorkerStats, WorkerWord
 from workers.model import Model
 from workers.results import BatchResult
 from workers.session import as_served
@@ -110,6 +110,8 @@ class Shadows:
             return True
         started_ns = time.monotonic_ns()
         stats.busy(started_ns)
+        # If it takes the worker down, this says who it was.
+        stats.gauge(WorkerWord.SHADOWING, copy.candidate)
         try:
             outputs = candidate.run(copy.feeds, False)
             candidate_ns = time.monotonic_ns() - started_ns
@@ -120,6 +122,7 @@ class Shadows:
             stats.shadow_failed(copy.slot)
         else:
             stats.shadowed(copy.slot, copy.rows, disagreed, copy.primary_ns, candidate_ns)
+        stats.gauge(WorkerWord.SHADOWING, 0)
         return True
 
 

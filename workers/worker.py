@@ -52,6 +52,7 @@ class Worker:
         os.close(page_fd)
         stats.gauge(WorkerWord.PID, os.getpid())
         stats.gauge(WorkerWord.GENERATION, hello["generation"])
+        stats.gauge(WorkerWord.SHADOWING, 0)
         self._loop = WorkerLoop(Sleeper(self._bell), stats, self._report_bug)
         # Metadata and configuration of what is loaded, by slot, for arms.
         self._reports: dict[int, tuple[str, str]] = {}

@@ -312,6 +312,9 @@ class Dispatcher:
     def attach(self, link: WorkerLink) -> None:
         """A worker is ready: route to it, and send it what has waited."""
         self._set_links((*self._links, link))
+        self._send_waiting()
+
+    def _send_waiting(self) -> None:
         waiting, self._waiting = self._waiting, collections.deque()
         for flight in waiting:
             self._dispatch_again(flight)
@@ -322,6 +325,8 @@ class Dispatcher:
         for slot in self.routes.replace(catalogue, traffic):
             self._stats.reset(slot)
         self.relink()
+        # A table made while a worker was away does not name it: what waited finds it in this one.
+        self._send_waiting()
 
     def relink(self) -> None:
         """Give every route the live links of its workers (after a new table or a new link)."""

@@ -34,6 +34,7 @@ class WorkerSnapshot:
     generation: int
     request_ring_bytes: int
     response_ring_bytes: int
+    shadowing: int
     batches: int
     template_hits: int
     template_misses: int

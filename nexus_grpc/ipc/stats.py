@@ -58,7 +58,7 @@ class PageKind(enum.IntEnum):
 
 
 class WorkerWord(enum.IntEnum):
-    """Header of a worker's page. LAYOUT is the PageKind; up to RESPONSE_RING_BYTES are gauges, the rest counters."""
+    """Header of a worker's page. LAYOUT is the PageKind; up to SHADOWING are gauges, the rest counters."""
 
     LAYOUT = 0
     HEARTBEAT_NS = enum.auto()  # CLOCK_MONOTONIC
@@ -67,6 +67,7 @@ class WorkerWord(enum.IntEnum):
     GENERATION = enum.auto()
     REQUEST_RING_BYTES = enum.auto()  # occupied bytes, summed over the worker's fronts
     RESPONSE_RING_BYTES = enum.auto()
+    SHADOWING = enum.auto()  # the slot of the shadow that runs now; 0 = none
     BATCHES = enum.auto()
     TEMPLATE_HITS = enum.auto()
     TEMPLATE_MISSES = enum.auto()

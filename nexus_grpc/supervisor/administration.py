@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from nexus_grpc import logs
 from nexus_grpc.ipc.errors import NexusError
+from nexus_grpc.supervisor.catalogue import Version
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_operations import ModelOperations
 from nexus_grpc.supervisor.operations import Calls, operations
@@ -30,6 +31,7 @@ class Administration:
         models, uploads = ModelOperations(lifecycle), Uploads(lifecycle)
         self.calls = Calls(operations(models, self._traffic, uploads, self._poll))
         self._tasks: list[asyncio.Task[None]] = []
+        lifecycle.deployment.shadow_died = self._shadow_died
 
     def start(self) -> None:
         with contextlib.suppress(NexusError):
@@ -39,6 +41,11 @@ class Administration:
         self._tasks = [loop.create_task(each()) for each in work]
         for task in self._tasks:
             task.add_done_callback(self._ended)
+
+    def _shadow_died(self, shadow: Version, worker: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._traffic.end_shadow(shadow, worker))
+        self._tasks.append(task)
+        task.add_done_callback(self._ended)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and task.exception() is not None:

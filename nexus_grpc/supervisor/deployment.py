@@ -12,6 +12,7 @@ from typing import Any
 from nexus_grpc import logs
 from nexus_grpc.ipc.control import Message
 from nexus_grpc.ipc.errors import ModelNotServable
+from nexus_grpc.ipc.stats import read_worker
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor.catalogue import READY, UNAVAILABLE, Catalogue, Version
 from nexus_grpc.supervisor.past_counts import PastCounts
@@ -54,6 +55,8 @@ class Deployment:
         # Slots being loaded or unloaded, and who waits for that.
         self._loading: dict[int, asyncio.Future[None]] = {}
         self._unloading: dict[int, tuple[set[int], asyncio.Future[None]]] = {}
+        # Told of a shadow that took a worker down.
+        self.shadow_died: Callable[[Version, int], None] = lambda _version, _worker: None
         # Slot → (candidate's slot, basis points).
         self._shadows: dict[int, tuple[int, int]] = {}
 
@@ -161,8 +164,11 @@ class Deployment:
             done.set_result(None)
 
     def worker_gone(self, worker: WorkerSlot) -> None:
-        """A worker died. What it was loading may be to blame; what it was to unload is unloaded."""
+        """A worker died. What it was loading, or ran as a shadow, may be to blame; what it was to unload is gone."""
         loading = worker.loading
+        shadowing = self._catalogue.by_slot(read_worker(worker.page).shadowing)
+        if shadowing is not None:
+            self.shadow_died(shadowing, worker.index)
         self._catalogue.worker_gone(worker.index)
         if loading is not None:
             self._catalogue.crashed_while_loading(loading)

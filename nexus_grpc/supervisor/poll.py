@@ -28,13 +28,28 @@ class Poll:
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
         self._log = logs.logger()
+        # The repository's files as they were when all of them had been looked at.
+        self._seen: frozenset[storage.FileFacts] = frozenset()
+        # Whether the last look left a model for the next one.
+        self._left = False
 
     async def run(self) -> None:
         """First the records; then, with --model-control poll, the repository every poll_seconds."""
         await self._guarded(self._record_all)
         while self._lifecycle.settings.model_control == "poll":
             await asyncio.sleep(self._lifecycle.settings.poll_seconds)
-            await self._guarded(lambda: self.look(settled=True))
+            await self._guarded(self._look_if_changed)
+
+    async def _look_if_changed(self) -> None:
+        """A look costs something for each model: where no file has changed, there is nothing to see."""
+        repository = self._lifecycle.settings.model_repository
+        found = await asyncio.to_thread(storage.repository_fingerprint, repository)
+        if found == self._seen:
+            return
+        self._seen, self._left = frozenset(), False
+        await self.look(settled=True)
+        if not self._left:
+            self._seen = found
 
     async def _guarded(self, work: Any) -> None:
         try:
@@ -72,10 +87,10 @@ class Poll:
         for name in sorted(set(entries) | set(life.states)):
             if only in ("", name):
                 entry, state = entries.get(name), life.states.get(name)
-                if entry is not None and settled and not await asyncio.to_thread(_is_settled, entry):
+                is_changing = state is not None and state.lock.locked()
+                if settled and (is_changing or not await asyncio.to_thread(_is_settled, entry)):
+                    self._left = True  # the next look will do
                     continue
-                if state is not None and state.lock.locked() and settled:
-                    continue  # somebody is changing it; the next look will do
                 looks.append(self._take_up(name, actor, relink))
         # At once: a model whose load takes long, or hangs, holds up none of the others.
         for each in await asyncio.gather(*looks):
@@ -163,7 +178,9 @@ def _seen(state: ModelState) -> Sequence[tuple[int, str]]:
     return [(number, state.fingerprint(number)) for number in sorted(state.present)]
 
 
-def _is_settled(entry: ModelEntry) -> bool:
+def _is_settled(entry: ModelEntry | None) -> bool:
+    if entry is None:
+        return True
     now_s = time.time()
     paths = [each.path for each in entry.present]
     return all(not 0 <= now_s - path.stat().st_mtime < SETTLED_SECONDS for path in paths if path.exists())

@@ -24,9 +24,14 @@ from nexus_grpc.staging import clear, failed, staged_name, staging_folder, sweep
 INFO_FILE = "model_info.json"
 CURRENT_LINK = "current"
 _CHUNK_BYTES = 1 << 20
+# <model>/<version>/
+FOLDERS_DEEP = 2
 # A rename onto a folder that is there; which of the two it is depends on the file system (rename(2)).
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 _TARGET = re.compile(r"v?([1-9][0-9]{0,17})/?", re.ASCII)
+
+FileFacts = tuple[str, int, int, int]
+"""Path, modification time in ns, size in bytes, inode."""
 
 
 def commit(
@@ -153,6 +158,32 @@ def _take_out(repository: Path, model: str, version: int | None, *, is_durable: 
 def sweep_all(repository: Path) -> None:
     """Clear what a server that crashed left in staging; other servers may use the repository now."""
     sweep(repository, lambda pid: pid != os.getpid() and os.path.exists(f"/proc/{pid}"))
+
+
+def repository_fingerprint(repository: Path) -> frozenset[FileFacts]:
+    """What changes when anything in a repository does, down to the versions' files. Raises OSError."""
+    found: set[FileFacts] = set()
+    folders = [(os.fspath(repository), 0)]
+    while folders:
+        folder, depth = folders.pop()
+        # One that goes while we look is seen to be gone by the next look.
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                facts = _facts(entry)
+                found.add((entry.path, facts.st_mtime_ns, facts.st_size, facts.st_ino))
+                if depth < FOLDERS_DEEP and entry.is_dir():
+                    folders.append((entry.path, depth + 1))
+    return frozenset(found)
+
+
+def _facts(entry: "os.DirEntry[str]") -> os.stat_result:
+    """Of what a link leads to; of the link itself, if that is nowhere."""
+    try:
+        return entry.stat()
+    except OSError:
+        return entry.stat(follow_symlinks=False)
 
 
 def file_sha256(path: Path) -> str:

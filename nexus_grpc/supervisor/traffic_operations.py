@@ -6,11 +6,13 @@ only then takes effect: in one table for each front.
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from typing import Any
 
 from nexus_grpc import logs
 from nexus_grpc.ipc.errors import InvalidInput, NexusError, StateConflict
+from nexus_grpc.supervisor.catalogue import Version
 from nexus_grpc.supervisor.experiments import status
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_state import ModelState
@@ -21,7 +23,7 @@ from nexus_grpc.traffic.guards import parse_guards
 from nexus_grpc.traffic.policy import ModelTraffic, Sticky, basis_points
 from nexus_grpc.traffic.statistics import VariantStats
 
-RAMP_ACTOR = "ramp"
+RAMP_ACTOR, SERVER_ACTOR = "ramp", "server"
 TICK_SECONDS = 0.5
 
 
@@ -112,6 +114,17 @@ class TrafficOperations:
         traffic = policy.with_shadow(state.traffic, policy.Shadow(number, share) if number is not None else None)
         detail = {"percent": share / 100}
         return await self._commit(state, "shadow", actor, traffic, version=str(number or ""), detail=detail)
+
+    async def end_shadow(self, shadow: Version, worker: int) -> None:
+        """It took a worker down: it would do so again."""
+        async with self._lifecycle.hold(shadow.name) as state:
+            if state.traffic.shadow is None or state.traffic.shadow.version != shadow.number:
+                return
+            reason = f"shadow ended: worker {worker} died while version {shadow.version} ran a copy"
+            self._log.error("shadow ended", model=state.name, version=shadow.version, reason=reason)
+            traffic = dataclasses.replace(policy.with_shadow(state.traffic, None), last_outcome=reason)
+            detail = {"percent": 0, "reason": reason}
+            await self._commit(state, "shadow", SERVER_ACTOR, traffic, version=shadow.version, detail=detail)
 
     async def balance(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
         async with self._hold(arguments["model"], needs_experiment=False) as state:

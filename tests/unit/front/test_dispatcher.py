@@ -231,6 +231,16 @@ def test_requests_wait_for_a_worker_and_go_out_when_it_comes(front: Front) -> No
     assert [flight.code for flight in waiting] == [0, 0]
 
 
+def test_what_waits_goes_out_when_the_table_names_the_worker_later(front: Front) -> None:
+    """As it is when a table was made while the worker was away."""
+    front.dispatcher.replace_routes([entry("m", workers=())], {})
+    flight = front.submit()
+    pair = front.attach()
+    assert (flight.code, pair.sequences()) == (None, [])
+    front.dispatcher.replace_routes([entry("m", workers=(0,))], {})
+    assert len(pair.sequences()) == 1
+
+
 def test_waiting_has_an_end(front: Front) -> None:
     patient, hurried = front.submit(), front.submit(deadline_ns=time.monotonic_ns() + SECOND_NS // 10)
     front.dispatcher.sweep(patient.arrived_ns + SECOND_NS // 2)

@@ -1,12 +1,14 @@
 """From a message's first bytes to its route."""
 
 import traceback
+from typing import Any
 
 import pytest
 
-from nexus_grpc.front.routes import Route, RouteTable, read_name_and_version
+from nexus_grpc.front.routes import BALANCES, LeastLatencyRoute, Route, RouteTable, read_name_and_version
 from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable, NexusError, UnknownModel
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
+from nexus_grpc.traffic.assignment import encode, initial
 from tests.unit.support import Pair, RecordedFlight, entry
 
 
@@ -117,3 +119,94 @@ def test_a_route_picks_the_less_busy_of_two_in_turn() -> None:
         link.flights[1] = RecordedFlight()
     picked = [route.pick() for _ in range(6)]
     assert picked.count(links[2]) == 4
+
+
+def three_links(balance: str) -> tuple[Route, list[Any]]:
+    links = [Pair(worker=index).front for index in range(3)]
+    route = BALANCES[balance](1, "m", "1", frozenset({0, 1, 2}))
+    route.links = tuple(links)
+    return route, links
+
+
+def test_round_robin_takes_the_workers_in_turn_however_busy() -> None:
+    route, links = three_links("round_robin")
+    links[0].flights[1] = RecordedFlight()
+    picked = [links.index(route.pick()) for _ in range(6)]
+    assert sorted(picked[:3]) == [0, 1, 2]
+    assert picked[:3] == picked[3:]
+    route.links = ()
+    assert route.pick() is None
+
+
+def test_least_latency_takes_who_would_answer_first() -> None:
+    route, links = three_links("least_latency")
+    assert route.measures
+    for link, latency_ms in zip(links, (1, 4, 9), strict=True):
+        # Each is tried once before any is tried again.
+        assert route.pick() is link
+        route.observe(link, latency_ms * 1_000_000)
+    assert route.pick() is links[0]
+    # With four in flight there (1 ms × 5), the one of 4 ms is the quicker.
+    for number in range(4):
+        links[0].flights[number] = RecordedFlight()
+    assert route.pick() is links[1]
+    # It has become slow; an average follows.
+    for _ in range(30):
+        route.observe(links[1], 20_000_000)
+    assert route.pick() is links[0]
+    route.links = ()
+    assert route.pick() is None
+
+
+def test_a_new_table_keeps_measured_latencies() -> None:
+    table = RouteTable()
+    for _ in range(2):
+        table.replace([entry("m", "1", slot=1)], {"m": {"serving": 1, "balance": "least_latency"}})
+        route = table.routes[1]
+        assert isinstance(route, LeastLatencyRoute)
+        route.latencies_ns.setdefault(0, 5.0)
+    assert route.latencies_ns == {0: 5.0}
+    assert table.measures
+
+
+def test_versions_by_other_names() -> None:
+    table = RouteTable()
+    table.replace([{**entry("m", "3", slot=1), "version_name": "1.0.0"}, entry("m", "4", slot=2)])
+    assert [table.find(message("m", name)).slot for name in ("3", "v3", "1.0.0", "v4", "")] == [1, 1, 1, 2, 2]
+
+
+def test_the_version_that_serves_need_not_be_the_newest() -> None:
+    table = RouteTable()
+    table.replace([entry("m", "1", slot=1), entry("m", "2", slot=2)], {"m": {"serving": 1}})
+    assert table.find(message("m")).slot == 1
+    table.replace([entry("m", "1", slot=1), entry("m", "2", slot=2)], {"m": {"serving": 0}})
+    with pytest.raises(ModelUnavailable, match="no version of it answers requests that name none"):
+        table.find(message("m"))
+    assert table.find(message("m", "2")).slot == 2
+
+
+def test_what_begins_anew_when_a_slot_gets_another_owner() -> None:
+    table = RouteTable()
+    assert table.replace([{**entry("m", "1", slot=1), "incarnation": 1}]) == [1]
+    assert table.replace([{**entry("m", "1", slot=1), "incarnation": 1}]) == []
+    link = Pair().front
+    table.routes[1].links = (link,)
+    assert table.replace([{**entry("m", "2", slot=1), "incarnation": 2}]) == [1]
+    assert table.routes[1].links == ()
+
+
+def test_an_experiments_arms() -> None:
+    table = RouteTable()
+    arms = [{**entry("m", v, slot=s), "variant": a} for v, s, a in (("1", 11, "A"), ("2", 12, "B"))]
+    split = {"serving": 1, "arms": [11, 12], "assignment": encode(initial([0, 10_000])), "salt": "s", "sticky": None}
+    table.replace([entry("m", "1", slot=1), entry("m", "2", slot=2), *arms], {"m": split})
+    flight = RecordedFlight(message("m"))
+    assert table.route_of(flight).slot == 12
+    # By number: outside of the experiment.
+    assert table.route_of(RecordedFlight(message("m", "1"))).slot == 1
+    # An arm that is not there yet: what serves answers for it.
+    table.replace([entry("m", "1", slot=1), entry("m", "2", slot=2)], {"m": split})
+    assert table.route_of(flight).slot == 1
+    assert not table.reads_metadata
+    table.replace([entry("m", "1", slot=1), *arms], {"m": {**split, "sticky": ["header", "x-user"]}})
+    assert table.reads_metadata

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Callable
@@ -307,3 +308,34 @@ def test_no_current_link(tmp_path: Path) -> None:
     assert storage.read_current(tmp_path, "shop") is None
     (tmp_path / "shop" / "current").mkdir(parents=True)
     assert storage.read_current(tmp_path, "shop") is None
+
+
+def test_a_repositorys_fingerprint_changes_with_everything_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "m" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"one")
+    (tmp_path / "m" / "current").symlink_to("1")
+    (tmp_path / "m" / "dangling").symlink_to("nowhere")
+
+    def relink() -> None:
+        (tmp_path / "m" / "current").unlink()
+        (tmp_path / "m" / "current").symlink_to("2")
+
+    changes = [
+        lambda: (folder / "model.onnx").write_bytes(b"other"),
+        lambda: os.utime(folder / "model.onnx", ns=(1, 1)),
+        lambda: (tmp_path / "m" / "config.pbtxt").write_text("max_batch_size: 1"),
+        lambda: shutil.copytree(folder, tmp_path / "m" / "2"),
+        relink,
+        lambda: (tmp_path / "n").mkdir(),
+        lambda: shutil.rmtree(folder),
+        lambda: shutil.rmtree(tmp_path / "m"),
+    ]
+    seen = [storage.repository_fingerprint(tmp_path)]
+    for change in changes:
+        change()
+        seen.append(storage.repository_fingerprint(tmp_path))
+        assert seen[-1] == storage.repository_fingerprint(tmp_path)
+    assert len(set(seen)) == len(changes) + 1
+    (tmp_path / ".nexus-staging").mkdir()
+    assert storage.repository_fingerprint(tmp_path) == seen[-1] == {each for each in seen[-1] if "/n" in each[0]}
