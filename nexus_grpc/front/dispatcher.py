@@ -372,7 +372,7 @@ class Dispatcher:
 
     def _dispatch_again(self, flight: Flight) -> None:
         try:
-            route = self._route_again(flight)
+            route = self.routes.again(flight)
         except NexusError as error:
             self.refuse(flight, error)
             return
@@ -381,14 +381,6 @@ class Dispatcher:
             self._wait_for_worker(flight)
         elif not link.send_nowait(flight):
             self.refuse(flight, _overloaded(route))
-
-    def _route_again(self, flight: Flight) -> Route:
-        """The flight's route as it is now; another one when its version is gone meanwhile. Raises NexusError."""
-        known, route = flight.route, self.routes.routes.get(flight.slot)
-        if route is None or not isinstance(known, Route) or route.incarnation != known.incarnation:
-            route = flight.route = self.routes.route_of(flight)
-            flight.slot = route.slot
-        return route
 
     def _wait_for_worker(self, flight: Flight) -> None:
         """Keep a flight until a worker for it is attached."""

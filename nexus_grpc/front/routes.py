@@ -157,6 +157,14 @@ class RouteTable:
             return chosen
         return route
 
+    def again(self, flight: Flight) -> Route:
+        """A flight's route as it is now; another one when its version is gone meanwhile. Raises as `route_of`."""
+        known, route = flight.route, self.routes.get(flight.slot)
+        if route is None or not isinstance(known, Route) or route.incarnation != known.incarnation:
+            route = flight.route = self.route_of(flight)
+            flight.slot = route.slot
+        return route
+
     def find(self, message: bytes) -> Route:
         """The route that a request names. Raises UnknownModel, ModelUnavailable or InvalidInput."""
         length = len(message)
