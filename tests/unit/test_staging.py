@@ -1,5 +1,6 @@
 """nexus_grpc/staging.py with real files; the full disk and the foreign faults are real too where that is possible."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -45,15 +46,20 @@ def permissive_umask() -> Iterator[None]:
     os.umask(before)
 
 
-@pytest.fixture
-def file_size_limit() -> Iterator[int]:
-    """What is written beyond it fails, as on a full disk, after a part of it was taken."""
+@contextlib.contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """What is written beyond it fails, as on a full disk, after a part of it was taken.
+
+    No fixture: pytest writes its progress, perhaps into a file, before fixtures end.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield 4096
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 # --- one file ---
@@ -98,11 +104,11 @@ def test_a_limit_is_kept_to_the_byte(tmp_path: Path) -> None:
     assert (path.read_bytes(), size_bytes) == (b"1234567890", 10)
 
 
-def test_a_write_that_the_disk_does_not_take(tmp_path: Path, file_size_limit: int) -> None:
+def test_a_write_that_the_disk_does_not_take(tmp_path: Path) -> None:
     file = StagedFile.create(tmp_path, SIZE_MAX)
-    with pytest.raises(StorageFailed, match="nothing was changed"):
-        file.write(b"x" * (file_size_limit + 1))
-    assert file.path.stat().st_size == file_size_limit
+    with file_size_limit(4096), pytest.raises(StorageFailed, match="nothing was changed"):
+        file.write(b"x" * 4097)
+    assert file.path.stat().st_size == 4096
     file.discard()
     assert staged(tmp_path) == []
 
