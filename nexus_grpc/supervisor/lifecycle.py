@@ -20,7 +20,7 @@ from typing import Any
 from nexus_grpc import logs
 from nexus_grpc.ipc.errors import ModelNotServable, NexusError, StorageFailed, UnknownModel
 from nexus_grpc.registry.records import Change, ModelRow, VersionRow
-from nexus_grpc.registry.store import Registry
+from nexus_grpc.registry.store import Registry, now_text
 from nexus_grpc.repository import ModelEntry, is_model_name, scan_model
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor import model_state
@@ -365,9 +365,3 @@ def _pinned(state: ModelState, numbers: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         state.pinned.subtract(numbers)
-
-
-def now_text() -> str:
-    """RFC 3339 in UTC, with milliseconds."""
-    seconds, fraction = divmod(time.time(), 1)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(fraction * 1000):03d}Z"

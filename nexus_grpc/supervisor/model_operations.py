@@ -17,9 +17,10 @@ from nexus_grpc.ipc.errors import (
     UnknownModel,
 )
 from nexus_grpc.registry.records import AuditRow, ModelRow, VersionRow
+from nexus_grpc.registry.store import now_text
 from nexus_grpc.repository import is_model_name
 from nexus_grpc.supervisor import model_state, storage
-from nexus_grpc.supervisor.lifecycle import Lifecycle, now_text
+from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_state import ModelState
 from nexus_grpc.supervisor.records import info_of, record_of
 from nexus_grpc.traffic import policy

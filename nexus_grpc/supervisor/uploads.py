@@ -10,10 +10,11 @@ from typing import Any
 from nexus_grpc import logs
 from nexus_grpc.ipc.errors import AlreadyExists, ModelNotServable, NexusError, StorageFailed
 from nexus_grpc.registry.records import ModelRow, VersionRow
+from nexus_grpc.registry.store import now_text
 from nexus_grpc.repository import MODEL_FILE, ModelEntry
 from nexus_grpc.settings import ConfigurationError
 from nexus_grpc.supervisor import storage
-from nexus_grpc.supervisor.lifecycle import Lifecycle, now_text
+from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_operations import check_name, next_number
 from nexus_grpc.supervisor.model_state import ModelState
 from nexus_grpc.supervisor.trial import Trial, try_model
