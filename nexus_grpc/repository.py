@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nexus_grpc.ipc.errors import ModelNotServable
+from nexus_grpc.ipc.errors import InvalidInput, ModelNotServable
 from nexus_grpc.model_config import ModelPolicy, check_config, is_file_name, parse_config, policy_of
 from nexus_grpc.pb.inference.model_config_pb2 import ModelConfig
 from nexus_grpc.settings import ConfigurationError
@@ -72,6 +72,21 @@ class ModelEntry:
 def is_model_name(name: str) -> bool:
     """Whether `name` may be a model's id: `^[a-z0-9][a-z0-9._-]{0,63}$`, no "..", and no reserved name."""
     return _MODEL_NAME.fullmatch(name) is not None and ".." not in name and name not in RESERVED_NAMES
+
+
+def check_model_name(name: str) -> None:
+    """Raises InvalidInput when `name` may not be a model's id."""
+    if not is_model_name(name):
+        raise InvalidInput(
+            "the id must be 1 to 64 of a-z, 0-9, '.', '_' and '-', begin with a letter or digit, have no '..', and be"
+            " neither `info` nor `upload`",
+            field="id",
+        )
+
+
+def relative_path(name: str, version: str) -> str:
+    """A version's file, relative to the repository; the model's folder without a version."""
+    return f"{name}/{version}/{MODEL_FILE}" if version else name
 
 
 def scan(root: Path) -> list[ModelEntry]:

@@ -20,6 +20,7 @@ import sys
 import tempfile
 from typing import Any, TextIO
 
+from nexus_grpc.ipc.datatypes import ONNX_NUMBERS
 from nexus_grpc.ipc.process import start_child
 
 PR_SET_NO_NEW_PRIVS = 38
@@ -173,10 +174,8 @@ def _sample(spec: Any) -> Any:
 
 def _described(spec: Any) -> dict[str, Any]:
     """A nexus.v1.TensorInfo as JSON; `dtype` is ONNX's number."""
-    from onnx import TensorProto
-
-    number = TensorProto.DataType.Value(spec.datatype.onnx.removeprefix("tensor(").removesuffix(")").upper())
-    return {"name": spec.name, "dtype": number, "shape": list(spec.shape), "datatype": spec.datatype.name}
+    name = spec.datatype.name
+    return {"name": spec.name, "dtype": ONNX_NUMBERS[name], "shape": list(spec.shape), "datatype": name}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from nexus_grpc.cli.output import print_json, print_table
 from nexus_grpc.cli.remote import (
     CHANGE_SECONDS,
     DEFAULT_ADDRESS,
+    MODELS,
     Address,
     AsJson,
     Timeout,
@@ -28,7 +29,6 @@ app = typer.Typer(
 )
 
 _SERVICE = "/inference.GRPCInferenceService/"
-_MODELS = "/nexus.v1.Models/"
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")]
 
@@ -43,7 +43,7 @@ def list_models(address: Address = DEFAULT_ADDRESS, timeout: Timeout = 10.0, as_
     from nexus_grpc.pb.nexus.v1.models_pb2 import ListRecordsRequest, ListRecordsResponse
 
     with connected(address) as channel:
-        answer = call(channel, _MODELS + "ListRecords", ListRecordsRequest(), ListRecordsResponse, timeout)
+        answer = call(channel, MODELS + "ListRecords", ListRecordsRequest(), ListRecordsResponse, timeout)
         index = call(channel, _SERVICE + "RepositoryIndex", RepositoryIndexRequest(), RepositoryIndexResponse, timeout)
     rows = _listed(answer)
     recorded = {(row["name"], row["version"]) for row in rows}
@@ -159,7 +159,7 @@ def load(
     from nexus_grpc.pb.nexus.v1.models_pb2 import LoadModelRequest, ModelInfo
 
     request = LoadModelRequest(id=name, version=version)
-    print_versions(ask(address, _MODELS + "Load", request, ModelInfo, timeout), as_json)
+    print_versions(ask(address, MODELS + "Load", request, ModelInfo, timeout), as_json)
 
 
 @app.command("unload")
@@ -177,7 +177,7 @@ def unload(
     from nexus_grpc.pb.nexus.v1.models_pb2 import ModelInfo, UnloadModelRequest
 
     request = UnloadModelRequest(id=name, version=version)
-    print_versions(ask(address, _MODELS + "Unload", request, ModelInfo, timeout), as_json)
+    print_versions(ask(address, MODELS + "Unload", request, ModelInfo, timeout), as_json)
 
 
 @app.command("activate")
@@ -199,7 +199,7 @@ def activate(
     from nexus_grpc.pb.nexus.v1.models_pb2 import ActivateModelRequest, ModelInfo
 
     request = ActivateModelRequest(id=name, version=version)
-    print_versions(ask(address, _MODELS + "Activate", request, ModelInfo, timeout), as_json)
+    print_versions(ask(address, MODELS + "Activate", request, ModelInfo, timeout), as_json)
 
 
 @app.command("delete")
@@ -218,7 +218,7 @@ def delete(
     if not yes:
         typer.confirm(f"Delete {what} and its files?", abort=True, err=True)
     request = DeleteModelRequest(id=name, version=version)
-    answer = ask(address, _MODELS + "Delete", request, DeleteModelResponse, timeout)
+    answer = ask(address, MODELS + "Delete", request, DeleteModelResponse, timeout)
     if as_json:
         print_json(json_of(answer))
     else:

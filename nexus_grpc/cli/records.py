@@ -7,12 +7,11 @@ import typer
 
 from nexus_grpc.cli.arguments import parse_labels
 from nexus_grpc.cli.output import print_json, print_table
-from nexus_grpc.cli.remote import DEFAULT_ADDRESS, Address, AsJson, Timeout, ask, json_of
+from nexus_grpc.cli.remote import DEFAULT_ADDRESS, MODELS, Address, AsJson, Timeout, ask, json_of
 
 if TYPE_CHECKING:
     from nexus_grpc.pb.nexus.v1.models_pb2 import HistoryEntry, ModelRecord
 
-_MODELS = "/nexus.v1.Models/"
 
 Labels = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A label; may be given several times.")
@@ -31,7 +30,7 @@ def history(
     from nexus_grpc.pb.nexus.v1.models_pb2 import ModelHistoryRequest, ModelHistoryResponse
 
     request = ModelHistoryRequest(id=name, limit=limit)
-    answer = ask(address, _MODELS + "History", request, ModelHistoryResponse, timeout)
+    answer = ask(address, MODELS + "History", request, ModelHistoryResponse, timeout)
     if as_json:
         print_json(json_of(answer))
     elif answer.entries:
@@ -86,7 +85,7 @@ def register(
         labels=parse_labels(labels or ()),
         stage=stage,
     )
-    _print_record(ask(address, _MODELS + "Register", request, ModelRecord, timeout), as_json)
+    _print_record(ask(address, MODELS + "Register", request, ModelRecord, timeout), as_json)
 
 
 def update(
@@ -120,7 +119,7 @@ def update(
         labels=parse_labels(labels or ()),
         stage=stage,
     )
-    _print_record(ask(address, _MODELS + "UpdateRecord", request, ModelRecord, timeout), as_json)
+    _print_record(ask(address, MODELS + "UpdateRecord", request, ModelRecord, timeout), as_json)
 
 
 def _print_record(record: "ModelRecord", as_json: bool) -> None:

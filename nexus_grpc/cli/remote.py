@@ -21,6 +21,8 @@ Timeout = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 # For changes, which end when the models are loaded.
 CHANGE_SECONDS = 600.0
+# Where the methods of nexus.v1.Models are called.
+MODELS = "/nexus.v1.Models/"
 
 _Answer = TypeVar("_Answer", bound="Message")
 

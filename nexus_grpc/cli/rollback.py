@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from nexus_grpc.cli.models import print_versions
-from nexus_grpc.cli.remote import CHANGE_SECONDS, DEFAULT_ADDRESS, Address, AsJson, Timeout, ask
+from nexus_grpc.cli.remote import CHANGE_SECONDS, DEFAULT_ADDRESS, MODELS, Address, AsJson, Timeout, ask
 
 
 def rollback(
@@ -20,5 +20,5 @@ def rollback(
     """
     from nexus_grpc.pb.nexus.v1.models_pb2 import ModelInfo, RollbackModelRequest
 
-    answer = ask(address, "/nexus.v1.Models/Rollback", RollbackModelRequest(id=name), ModelInfo, timeout)
+    answer = ask(address, MODELS + "Rollback", RollbackModelRequest(id=name), ModelInfo, timeout)
     print_versions(answer, as_json)

@@ -14,25 +14,11 @@ from google.protobuf.message import Message
 
 from nexus_grpc.front.catalogue import Catalogue
 from nexus_grpc.front.supervised import Caller, Supervised, forward
+from nexus_grpc.ipc.datatypes import ONNX_NUMBERS
 from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable, UnknownModel
 from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2
+from nexus_grpc.repository import relative_path
 
-# onnx.TensorProto.DataType (onnx/onnx.proto) by the Open Inference Protocol's names.
-ONNX_NUMBERS = {
-    "FP32": 1,
-    "UINT8": 2,
-    "INT8": 3,
-    "UINT16": 4,
-    "INT16": 5,
-    "INT32": 6,
-    "INT64": 7,
-    "BYTES": 8,
-    "BOOL": 9,
-    "FP16": 10,
-    "FP64": 11,
-    "UINT32": 12,
-    "UINT64": 13,
-}
 SERVER_NAME = "nexus-grpc"
 
 
@@ -53,7 +39,7 @@ class ModelsService:
 
     def _listed(self, name: str) -> models_pb2.ModelEntry:
         version = self._catalogue.serving_version(name)
-        return models_pb2.ModelEntry(id=name, name=name, version=version, path=path_of(name, version))
+        return models_pb2.ModelEntry(id=name, name=name, version=version, path=relative_path(name, version))
 
     def Info(self, request: models_pb2.ModelInfoRequest) -> models_pb2.ModelInfo:  # noqa: N802
         name = request.id
@@ -69,7 +55,7 @@ class ModelsService:
             for e in known
         ]
         info = models_pb2.ModelInfo(id=name, name=name, version=shown.version, state=shown.state, versions=versions)
-        info.path = path_of(name, shown.version)
+        info.path = relative_path(name, shown.version)
         if shown.metadata is not None and shown.config is not None:
             info.inputs.extend(_tensor(tensor) for tensor in shown.metadata.inputs)
             info.outputs.extend(_tensor(tensor) for tensor in shown.metadata.outputs)
@@ -141,11 +127,6 @@ class SystemService:
 
 def server_version() -> str:
     return importlib.metadata.version(SERVER_NAME)
-
-
-def path_of(name: str, version: str) -> str:
-    """A version's file, relative to the repository; the model's folder without a version."""
-    return f"{name}/{version}/model.onnx" if version else name
 
 
 def _tensor(tensor: Any) -> models_pb2.TensorInfo:

@@ -18,9 +18,8 @@ from nexus_grpc.ipc.wire import LENGTH_DELIMITED, WireError, fields
 from nexus_grpc.pb.inference import grpc_service_pb2 as infer_pb
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as predict_pb
 from nexus_grpc.rest.twin import BODY_FIELD
-from nexus_grpc.traffic.assignment import bucket_of, decode
+from nexus_grpc.traffic.assignment import BUCKETS, bucket_of, decode
 
-BUCKETS = 10_000
 STRATA = 100
 _PARAMETERS = infer_pb.ModelInferRequest.PARAMETERS_FIELD_NUMBER
 _STICKY_KEY = predict_pb.PredictRequest.STICKY_KEY_FIELD_NUMBER

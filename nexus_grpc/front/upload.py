@@ -39,7 +39,7 @@ from nexus_grpc.ipc.errors import (
 from nexus_grpc.ipc.rich_errors import status_bytes
 from nexus_grpc.ipc.wire import json_body
 from nexus_grpc.pb.nexus.v1.models_pb2 import UploadHeader, UploadRequest, UploadResponse
-from nexus_grpc.repository import is_model_name
+from nexus_grpc.repository import check_model_name
 from nexus_grpc.rest.errors import error_body, http_status
 from nexus_grpc.rest.twin import SERVICE
 from nexus_grpc.settings import Settings
@@ -108,12 +108,7 @@ class Reception:
 
 def check_header(header: UploadHeader, size_max: int) -> None:
     """Raises InvalidInput or TooLarge."""
-    if not is_model_name(header.id):
-        raise InvalidInput(
-            "the id must be 1 to 64 of a-z, 0-9, '.', '_' and '-', begin with a letter or digit, have no '..', and be"
-            " neither `info` nor `upload`",
-            field="id",
-        )
+    check_model_name(header.id)
     _check_text("name", header.name, NAME_CHARACTERS_MAX)
     _check_text("version", header.version, VERSION_CHARACTERS_MAX)
     if header.sha256 and not _SHA256.fullmatch(header.sha256):

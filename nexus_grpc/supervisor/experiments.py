@@ -8,8 +8,6 @@ from nexus_grpc.traffic import significance
 from nexus_grpc.traffic.policy import Arm, ModelTraffic, RampPlan
 from nexus_grpc.traffic.statistics import ShadowCounts, VariantStats
 
-PREDICTIONS_MAX = 16
-
 
 def status(
     model: str,

@@ -24,7 +24,7 @@ from nexus_grpc.registry.store import Registry, now_text
 from nexus_grpc.repository import ModelEntry, is_model_name, scan_model
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor import model_state
-from nexus_grpc.supervisor.catalogue import Catalogue, Version
+from nexus_grpc.supervisor.catalogue import LOADING, UNAVAILABLE, Catalogue, Version
 from nexus_grpc.supervisor.deployment import Deployment
 from nexus_grpc.supervisor.loading import Loading
 from nexus_grpc.supervisor.model_state import ModelState
@@ -103,7 +103,7 @@ class Lifecycle:
     def _note_failures(self, state: ModelState) -> None:
         """Versions that no worker could load leave the catalogue; why is kept."""
         for version in list(self._catalogue.of_model(state.name)):
-            if version.state == "UNAVAILABLE":
+            if version.state == UNAVAILABLE:
                 state.failures[version.number] = (version.fingerprint, version.reason)
                 self._catalogue.drop(version)
 
@@ -282,7 +282,7 @@ class Lifecycle:
 
     async def _load_arms(self, state: ModelState) -> None:
         for arm in self._arms(state):
-            if arm.state == "LOADING" and not arm.pending:
+            if arm.state == LOADING and not arm.pending:
                 await self.deployment.load(arm)
 
     async def _choose(self, state: ModelState) -> None:

@@ -5,6 +5,7 @@ Each holds the model's lock from its check to its end, so that what one does is 
 log has them in that order.
 """
 
+import asyncio
 import dataclasses
 import json
 from typing import Any
@@ -18,7 +19,7 @@ from nexus_grpc.ipc.errors import (
 )
 from nexus_grpc.registry.records import AuditRow, ModelRow, VersionRow
 from nexus_grpc.registry.store import now_text
-from nexus_grpc.repository import is_model_name
+from nexus_grpc.repository import check_model_name
 from nexus_grpc.supervisor import model_state, storage
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_state import ModelState
@@ -179,7 +180,7 @@ class ModelOperations:
         """Raises StorageFailed: the record is gone then, and the files stay (and are found again)."""
         repository = self._lifecycle.settings.model_repository
         if state.entry is not None:
-            await self._lifecycle.registry_call(storage.remove, repository, state.name, number)
+            await asyncio.to_thread(storage.remove, repository, state.name, number)
 
     # --- records ---
 
@@ -203,7 +204,7 @@ class ModelOperations:
 
     async def register(self, arguments: Arguments, actor: str) -> dict[str, Any]:
         name = arguments["id"] or arguments["name"]
-        check_name(name)
+        check_model_name(name)
         if arguments["framework"] not in ("", "onnx"):
             raise InvalidInput('framework: expected "onnx" or nothing', field="framework")
         _check_stage(arguments["stage"] or "none")
@@ -271,16 +272,6 @@ class ModelOperations:
     async def repository_unload(self, arguments: Arguments, actor: str) -> dict[str, Any]:
         await self.unload({"id": arguments["model_name"], "version": ""}, actor)
         return {}
-
-
-def check_name(name: str) -> None:
-    """Raises InvalidInput when `name` may not be a model's id."""
-    if not is_model_name(name):
-        raise InvalidInput(
-            "the id must be 1 to 64 of a-z, 0-9, '.', '_' and '-', begin with a letter or digit, have no '..', and be"
-            " neither `info` nor `upload`",
-            field="id",
-        )
 
 
 def next_number(state: ModelState, version: str) -> tuple[int, str]:

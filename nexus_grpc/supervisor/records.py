@@ -3,31 +3,25 @@
 import base64
 from typing import Any
 
+from nexus_grpc.ipc.datatypes import ONNX_NUMBERS
 from nexus_grpc.pb.inference import grpc_service_pb2 as oip
 from nexus_grpc.pb.inference.model_config_pb2 import ModelConfig
 from nexus_grpc.registry.records import ModelRow, VersionRow
+from nexus_grpc.repository import relative_path
 from nexus_grpc.supervisor import model_state
 from nexus_grpc.supervisor.catalogue import Catalogue, Version
 from nexus_grpc.supervisor.model_state import ModelState
 
-# onnx.TensorProto.DataType (onnx/onnx.proto) by the Open Inference Protocol's names.
-ONNX_NUMBERS = {
-    "FP32": 1, "UINT8": 2, "INT8": 3, "UINT16": 4, "INT16": 5, "INT32": 6, "INT64": 7, "BYTES": 8, "BOOL": 9,
-    "FP16": 10, "FP64": 11, "UINT32": 12, "UINT64": 13,
-}  # fmt: skip
-
 
 def states_of(state: ModelState, catalogue: Catalogue) -> dict[int, tuple[str, str]]:
     """(state, reason) of each version that has a file or a record."""
-    found = {int(number): (text, reason) for number, text, reason in _shown(state, catalogue) if number}
+    found = {
+        int(number): (text, reason) for number, text, reason in model_state.not_in_memory(state, catalogue) if number
+    }
     found.update({v.number: (v.state, v.reason) for v in catalogue.of_model(state.name) if not v.retiring})
     for number in set(state.rows) - set(found):
         found[number] = ("MISSING", "there is no file")
     return dict(sorted(found.items()))
-
-
-def _shown(state: ModelState, catalogue: Catalogue) -> list[tuple[str, str, str]]:
-    return model_state.not_in_memory(state, catalogue)
 
 
 def info_of(state: ModelState, catalogue: Catalogue) -> dict[str, Any]:
@@ -41,7 +35,7 @@ def info_of(state: ModelState, catalogue: Catalogue) -> dict[str, Any]:
         "id": state.name,
         "name": state.row.name if state.row is not None and state.row.name else state.name,
         "version": str(shown or ""),
-        "path": f"{state.name}/{shown}/model.onnx" if shown else state.name,
+        "path": relative_path(state.name, str(shown or "")),
         "state": states[shown][0] if shown is not None else "UNAVAILABLE",
         "versions": [
             {"version": str(n), "state": text, "reason": reason, "version_name": state.name_of(n)}

@@ -11,11 +11,12 @@ from nexus_grpc import logs
 from nexus_grpc.ipc.errors import AlreadyExists, ModelNotServable, NexusError, StorageFailed
 from nexus_grpc.registry.records import ModelRow, VersionRow
 from nexus_grpc.registry.store import now_text
-from nexus_grpc.repository import MODEL_FILE, ModelEntry
+from nexus_grpc.repository import MODEL_FILE, ModelEntry, check_model_name
 from nexus_grpc.settings import ConfigurationError
 from nexus_grpc.supervisor import storage
+from nexus_grpc.supervisor.catalogue import READY, UNLOADED
 from nexus_grpc.supervisor.lifecycle import Lifecycle
-from nexus_grpc.supervisor.model_operations import check_name, next_number
+from nexus_grpc.supervisor.model_operations import next_number
 from nexus_grpc.supervisor.model_state import ModelState
 from nexus_grpc.supervisor.trial import Trial, try_model
 
@@ -34,7 +35,7 @@ class Uploads:
         staged = Path(arguments["staged"])
         header = arguments["header"]
         try:
-            check_name(header["id"])
+            check_model_name(header["id"])
             return await self._receive(staged, arguments, actor)
         finally:
             with contextlib.suppress(OSError):
@@ -182,7 +183,7 @@ class Uploads:
                 "size_bytes": row.size_bytes,
             },
             "info": {"inputs": trial.inputs, "outputs": trial.outputs},
-            "state": "UNLOADED" if row.wanted == "unloaded" else "READY",
+            "state": UNLOADED if row.wanted == "unloaded" else READY,
             "active": number == row.version,
         }
 

@@ -105,13 +105,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  # typ
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[Client]:
-    client = Client(server.address)
-    yield client
-    client.close()
-
-
 def as_json(message: Any) -> Any:
     return json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True

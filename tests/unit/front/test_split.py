@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from nexus_grpc.front.split import BUCKETS, STRATA, Split
+from nexus_grpc.front.split import STRATA, Split
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.wire import length_prefix
 from nexus_grpc.pb.inference import grpc_service_pb2 as infer_pb
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as predict_pb
 from nexus_grpc.rest.twin import BODY_FIELD
-from nexus_grpc.traffic.assignment import bucket_of, encode, initial
+from nexus_grpc.traffic.assignment import BUCKETS, bucket_of, encode, initial
 from tests.unit.support import RecordedFlight
 
 HALF = encode(initial([5_000, 5_000]))
