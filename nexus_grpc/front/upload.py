@@ -55,6 +55,8 @@ VERSION_CHARACTERS_MAX = 64
 LABELS_MAX, LABEL_CHARACTERS_MAX, LABEL_VALUE_CHARACTERS_MAX = 64, 128, 1024
 # Other uploads' trials come first.
 QUEUE_SECONDS = 30.0
+# How long after the last message a client's cancellation may become known.
+CANCELLATION_SECONDS = 0.25
 # A refused form is read on for a while: most clients look for an answer only when they have sent all.
 DRAIN_BYTES_MAX, DRAIN_SECONDS_MAX = 256 << 20, 30.0
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
@@ -191,6 +193,7 @@ class Uploads:
         try:
             with self._slot(), self._reception() as reception:
                 header = _receive(self._timed(messages, context), reception)
+                _check_complete(header, context)
                 return self._hand_over(reception, header, caller)
         except NexusError as error:
             abort(context, error)
@@ -278,6 +281,17 @@ def _receive(messages: Messages[UploadRequest], reception: Reception) -> UploadH
     if header is None:
         raise InvalidInput("the upload is empty: send the `header`, then the file's bytes", field="header")
     return header
+
+
+def _check_complete(header: UploadHeader, context: grpc.ServicerContext) -> None:
+    """A cancelled call's messages end like a complete call's, and grpcio learns of the cancellation a moment later. A
+    file whose size or hash is announced is checked by that; for another one, wait that moment. Raises Cancelled.
+    """
+    if header.size_bytes or header.sha256:
+        return
+    over = threading.Event()
+    if not context.add_callback(over.set) or over.wait(CANCELLATION_SECONDS):
+        raise Cancelled("the client went away")
 
 
 def _receive_form(messages: Messages[httpbody_pb2.HttpBody], reception: Reception, size_max: int) -> UploadHeader:
