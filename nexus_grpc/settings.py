@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -24,6 +24,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from nexus_grpc.access_settings import AccessSettings
 from nexus_grpc.setting_types import (
     GIB,
     KIB,
@@ -71,13 +72,7 @@ class ConfigurationError(Exception):
         self.message = message
 
 
-def _check_auth(value: str) -> str:
-    if value != "off":
-        raise ValueError("API keys come later; expected off")
-    return value
-
-
-class Settings(BaseSettings):
+class Settings(AccessSettings, BaseSettings):
     """Everything an operator may choose. Immutable; `load_settings` builds it from all sources."""
 
     model_config = SettingsConfigDict(
@@ -128,12 +123,6 @@ class Settings(BaseSettings):
         description="Cores the server may use, such as 0-3,6; all that affinity and the cgroup's limit allow if empty.",
     )
     data_dir: Path = Field(Path("data"), description="Folder for what the server itself writes: the registry.")
-    auth: Annotated[Literal["off", "optional", "required"], AfterValidator(_check_auth)] = Field(
-        "off", description="Whether callers need an API key. Only off is available yet."
-    )
-    insecure_allow_anonymous: bool = Field(
-        False, description="Listen on an address that other machines can reach although callers need no API key."
-    )
     log_format: Literal["json", "console"] = Field(
         "json", description="One JSON object per line, or text for people, on standard error."
     )
@@ -220,8 +209,9 @@ class Settings(BaseSettings):
                 f"grpc_port = {self.grpc_port}, rest_port = {self.rest_port}, metrics_port = {self.metrics_port}: "
                 "expected three different ports"
             )
-        if bool(self.rest_tls_certificate) != bool(self.rest_tls_key):
-            raise ValueError("rest_tls_certificate and rest_tls_key: expected both or neither")
+        for port in ("rest", "grpc"):
+            if bool(getattr(self, f"{port}_tls_certificate")) != bool(getattr(self, f"{port}_tls_key")):
+                raise ValueError(f"{port}_tls_certificate and {port}_tls_key: expected both or neither")
         for name in ("host", "rest_host"):
             if (
                 self.auth == "off"

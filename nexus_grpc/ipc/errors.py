@@ -12,6 +12,9 @@
     ├── AlreadyExists               ALREADY_EXISTS       an upload or a record for what is there already
     ├── StateConflict               FAILED_PRECONDITION  not in this state, such as no experiment running
     ├── TooLarge                    RESOURCE_EXHAUSTED   a file over its limit
+    ├── Unauthenticated             UNAUTHENTICATED      no credential, or none that is known and valid
+    ├── PermissionDenied            PERMISSION_DENIED    a known caller that may not do this
+    ├── RateLimited                 RESOURCE_EXHAUSTED   a caller's or a model's rate is used up
     ├── StorageFailed               UNAVAILABLE          the disk or the registry did not take a change; nothing changed
     └── InferenceFailed             INTERNAL             ONNX Runtime failed, or the request killed its workers
 
@@ -59,15 +62,17 @@ class NexusError(Exception):
         message: what was wrong, what was expected, and what to do; shown to the client as it is.
         reason: UPPER_SNAKE_CASE constant for programs (google.rpc.ErrorInfo.reason); the class's default if empty.
         field: name of the offending request field or tensor, for google.rpc.BadRequest; empty when none.
+        retry_after_s: when to try again, for google.rpc.RetryInfo and Retry-After; 0 when there is no saying.
     """
 
     code: Code = Code.UNKNOWN
     reason: str = "UNKNOWN"
 
-    def __init__(self, message: str, *, reason: str = "", field: str = "") -> None:
+    def __init__(self, message: str, *, reason: str = "", field: str = "", retry_after_s: float = 0.0) -> None:
         self.message = _cut(message, MESSAGE_MAX_CHARACTERS)
         super().__init__(self.message)
         self.field = _cut(field, FIELD_MAX_CHARACTERS)
+        self.retry_after_s = retry_after_s
         if reason:
             self.reason = reason
 
@@ -139,3 +144,18 @@ class TooLarge(NexusError):
 class StorageFailed(NexusError):
     code = Code.UNAVAILABLE
     reason = "STORAGE_FAILED"
+
+
+class Unauthenticated(NexusError):
+    code = Code.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(NexusError):
+    code = Code.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
+
+
+class RateLimited(NexusError):
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "RATE_LIMITED"
