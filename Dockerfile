@@ -5,7 +5,10 @@
 
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /app
-RUN python -m venv /app/.venv
+RUN apt-get update -q \
+ && apt-get install -q -y --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/* \
+ && python -m venv /app/.venv
 # The pinned dependencies first: they change less often than the code.
 COPY requirements.lock ./
 RUN .venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.lock
@@ -16,6 +19,7 @@ COPY nexus_grpc nexus_grpc
 COPY workers workers
 RUN .venv/bin/python proto/build.py \
  && .venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation -e . \
+ && CI=true .venv/bin/python -m nexus_grpc.compiled.build \
  && .venv/bin/python -m compileall -q nexus_grpc workers
 
 FROM python:3.11-slim-bookworm

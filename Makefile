@@ -6,31 +6,33 @@ PROTOS := $(shell find proto -name '*.proto') proto/build.py
 # Extra options for the server, the tests or the benchmark: make serve ARGS="--workers 2"
 ARGS ?=
 
-.PHONY: help setup serve test check format bench tools openapi models lock clean
+.PHONY: help setup serve test check format bench tools openapi models lock sbom clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-setup: $(VENV)/.runtime  ## make .venv with the server and its pinned dependencies
+setup: $(VENV)/.runtime  ## make .venv with the server, its pinned dependencies and the compiled hot path
+	@$(BIN)/python -m nexus_grpc.compiled.build
 
-serve: setup  ## serve models/ on 127.0.0.1, gRPC on 8001, REST on 8080 (ARGS="--help" lists the options)
+serve: $(VENV)/.compiled  ## serve models/ on 127.0.0.1, gRPC on 8001, REST on 8080 (ARGS="--help" lists the options)
 	@exec $(BIN)/nexus serve $(ARGS)
 
-test: $(VENV)/.dev tools  ## run all tests (ARGS="tests/unit -k ring" for some)
+test: $(VENV)/.dev setup tools  ## run all tests (ARGS="tests/unit -k ring" for some)
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(VENV)/.dev  ## lint, types, import rules, tidiness
+check: $(VENV)/.dev sbom  ## lint, types, import rules, tidiness, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/unit/test_tidy.py
+	@$(BIN)/python tools/audit.py
 
 format: $(VENV)/.dev  ## format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev  ## measure against a grpc.aio echo; writes loadtest/RESULTS.md
+bench: $(VENV)/.dev setup  ## measure against a grpc.aio echo; writes loadtest/RESULTS.md
 	$(BIN)/python loadtest/bench.py $(ARGS)
 
 tools:  ## build grpcurl and ghz into .tools/bin (needs Go)
@@ -49,8 +51,12 @@ lock: $(VENV)/.dev  ## resolve the dependencies anew into the lock files
 	$(BIN)/uv pip compile -q pyproject.toml --all-extras --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 
+sbom: $(VENV)/.dev  ## make sbom.cdx.json, the bill of materials of what is shipped (CycloneDX)
+	@$(BIN)/python -W ignore -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml --output-reproducible \
+	  -o sbom.cdx.json
+
 clean:  ## remove everything that was built
-	rm -rf $(VENV) .tools nexus_grpc/pb/inference nexus_grpc/pb/nexus *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .tools sbom.cdx.json nexus_grpc/compiled/lib nexus_grpc/pb/inference nexus_grpc/pb/nexus *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
@@ -61,6 +67,11 @@ $(VENV)/.runtime: $(VENV)/.python requirements.lock pyproject.toml $(PROTOS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python proto/build.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Once: later changes to the sources are compiled by `make setup`, and run as they stand until then.
+$(VENV)/.compiled: $(VENV)/.runtime
+	@$(BIN)/python -m nexus_grpc.compiled.build
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock

@@ -134,12 +134,24 @@ def _bench(arguments: argparse.Namespace, given: list[str], progress: Console) -
                     folder, arguments.nexus, arguments.model_repository, arguments.workers, rest="rest" in kinds
                 )
             )
+        if "sources" in kinds:
+            servers["sources"] = stack.enter_context(
+                processes.nexus_server(
+                    folder,
+                    arguments.nexus,
+                    arguments.model_repository,
+                    arguments.workers,
+                    False,
+                    "--no-compiled",
+                    name="sources",
+                )
+            )
         if kinds & {"quiet", "loading"}:
             repository = big_model.repository(folder, model)
             progress.print("starting nexus serve with a 200 MB model beside iris …")
             servers["loading"] = stack.enter_context(
                 processes.nexus_server(
-                    folder, arguments.nexus, repository, arguments.workers, False, *big_model.OPTIONS
+                    folder, arguments.nexus, repository, arguments.workers, False, *big_model.OPTIONS, name="loading"
                 )
             )
 

@@ -8,7 +8,7 @@ from loadtest import payloads
 from loadtest.clients import Call
 from loadtest.payloads import BATCH_ROWS, STREAM_MESSAGES, Expected, WrongAnswerError
 
-Kind = Literal["echo", "nexus", "rest", "envoy", "ort", "quiet", "loading", "idle"]
+Kind = Literal["echo", "nexus", "sources", "rest", "envoy", "ort", "quiet", "loading", "idle"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ ROWS = (
     Row("infer-1", "ModelInfer, 1 in flight", "nexus", "infer", 1, reference="echo-1"),
     Row("echo-32", "echo, 32 in flight", "echo", "infer", 32),
     Row("infer-32", "ModelInfer, 32 in flight", "nexus", "infer", 32, reference="echo-32"),
+    Row("sources-32", "… with --no-compiled", "sources", "infer", 32, reference="echo-32"),
     Row("echo-256", "echo, 256 in flight", "echo", "infer", 256),
     Row("infer-256", "ModelInfer, 256 in flight", "nexus", "infer", 256, reference="echo-256"),
     Row("envoy-256", "Envoy answering by itself, 256 connections ²", "envoy", "rest", 256),

@@ -174,10 +174,10 @@ def _wait_for_port(server: Server) -> None:
 
 @contextlib.contextmanager
 def nexus_server(
-    folder: Path, nexus: Path, repository: Path, workers: int | None, rest: bool, *options: str
+    folder: Path, nexus: Path, repository: Path, workers: int | None, rest: bool, *options: str, name: str = "nexus"
 ) -> Iterator[Server]:
-    """`rest`: with Envoy beside it; `options`: more of `nexus serve`'s."""
-    log, data = folder / f"{repository.name}.log", folder / f"{repository.name}-data"
+    """`rest`: with Envoy beside it; `options`: more of `nexus serve`'s; `name`: of its log and data folder."""
+    log, data = folder / f"{name}.log", folder / f"{name}-data"
     port, metrics_port, rest_port = free_port(), free_port(), free_port() if rest else 0
     arguments = [str(nexus), "serve", "--model-repository", str(repository), "--grpc-port", str(port)]
     arguments += ["--rest-port", str(rest_port), "--metrics-port", str(metrics_port)]

@@ -2,23 +2,17 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from nexus_grpc.setting_types import Count, Number, Seconds
 
 Rate = Annotated[Number, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
-def _check_auth(value: str) -> str:
-    if value != "off":
-        raise ValueError("API keys come later; expected off")
-    return value
-
-
 class AccessSettings(BaseModel):
     """Who may call, and how much."""
 
-    auth: Annotated[Literal["off", "optional", "required"], AfterValidator(_check_auth)] = Field(
+    auth: Literal["off", "optional", "required"] = Field(
         "off",
         description="Whether callers need a credential: off asks for none, optional lets anonymous callers predict and "
         "read, required refuses them.",

@@ -165,6 +165,9 @@ class Settings(AccessSettings, BaseSettings):
     front_api: Literal["auto", "public"] = Field(
         "auto", description="auto drives grpcio's completion queue where it can; public keeps to grpcio's public API."
     )
+    compiled: bool = Field(
+        True, description="Run the hot path compiled to machine code, where it was built; otherwise its sources."
+    )
     stream_window: Count = Field(64, ge=1, le=65_536, description="Requests of one stream in flight at a time.")
     model_load_seconds: Seconds = Field(120.0, description="How long loading a model may take, in seconds.")
     model_control: Literal["poll", "none", "explicit"] = Field(
@@ -178,6 +181,7 @@ class Settings(AccessSettings, BaseSettings):
     registry_url: str = Field(
         "",
         max_length=4096,
+        repr=False,
         description="Registry in PostgreSQL: postgresql://user@host/database; a SQLite file in --data-dir if empty.",
     )
     upload_max_bytes: Bytes = Field(
@@ -338,7 +342,10 @@ class _Origins:
             return f"{name}: there is no such setting (in {self._origin(name)})"
         if "error" not in context:
             expected = f"expected {_EXPECTED.get(detail['type'], expected)}"
-        line = f"{name} = {_shorten(detail['input'])} (from {self._origin(name)}): {expected}"
+        field = Settings.model_fields.get(name)
+        # What has no place in a repr may hold a password.
+        value = _shorten(detail["input"]) if field is None or field.repr else "…"
+        line = f"{name} = {value} (from {self._origin(name)}): {expected}"
         if isinstance(detail["input"], str) and detail["input"].startswith("tcp://"):
             # Kubernetes sets <SERVICE>_PORT=tcp://... for each Service: NEXUS_GRPC_PORT for one called nexus-grpc.
             line += "; Kubernetes sets this variable for a Service of that name: set enableServiceLinks: false"

@@ -79,7 +79,7 @@ class Shadows:
         self._drop_copies(lambda copy: slot in (copy.slot, copy.candidate))
 
     def _drop_copies(self, unwanted: Callable[[_Copy], bool]) -> None:
-        self._waiting = collections.deque(copy for copy in self._waiting if not unwanted(copy))
+        self._waiting = collections.deque([copy for copy in self._waiting if not unwanted(copy)])
         self._waiting_bytes = sum(copy.size_bytes for copy in self._waiting)
 
     def copy(self, slot: int, feeds: dict[str, Array], result: BatchResult, primary_ns: int) -> None:

@@ -19,7 +19,7 @@ def check_shape(model: Model, spec: TensorSpec, shape: Shape) -> None:
             f" {shape_text(shape)}",
             field=spec.name,
         )
-    if 0 in shape and math.prod(max(dim, 1) for dim in shape) > EMPTY_TENSOR_MAX:
+    if 0 in shape and math.prod([max(dim, 1) for dim in shape]) > EMPTY_TENSOR_MAX:
         raise InvalidInput(
             f"input '{spec.name}' of model '{model.name}': shape {shape_text(shape)} is too large for a tensor without"
             " elements",
@@ -80,7 +80,7 @@ def resolve_row(model: Model, row: Shape, count: int, expected: int) -> Shape:
         if count != expected:
             raise InvalidInput(f"invalid input: expected {expected} features, got {count}", field="features")
         return row
-    fixed = math.prod(dim for dim in row if dim != -1)
+    fixed = math.prod([dim for dim in row if dim != -1])
     if -1 not in row:  # an input with a dimension of size 0
         if count:
             raise InvalidInput(f"invalid input: expected 0 features, got {count}", field="features")

@@ -7,23 +7,21 @@ each step, so that a death tells what it was that killed, then the answer:
     {"ok": true, "metadata": base64, "config": base64, "inputs": [...], "outputs": [...]}
     {"ok": false, "kind": "not_onnx" | "refused" | "not_loadable" | "memory", "message": "..."}
 
-The model is not trusted: this process can write no file, has no working directory, a limited address space and
-processor time, few file descriptors, low priority, and dies with the supervisor.
+The model is not trusted: this process is confined as a worker is (ipc/confinement.py), and beyond that has a limited
+address space and processor time, few file descriptors, low priority, and dies with the supervisor.
 """
 
 import base64
-import ctypes
 import json
 import os
 import resource
 import sys
-import tempfile
 from typing import Any, TextIO
 
+from nexus_grpc.ipc.confinement import filter_system_calls, leave_folder, shed_privileges
 from nexus_grpc.ipc.datatypes import ONNX_NUMBERS
 from nexus_grpc.ipc.process import start_child
 
-PR_SET_NO_NEW_PRIVS = 38
 NICENESS = 10
 # Standard streams, the model, warm-up files, the eventfds of onnxruntime's threads.
 OPEN_FILES_MAX = 64
@@ -45,13 +43,16 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     start_child("trial", 0, order["supervisor_pid"], [])
     os.nice(NICENESS)
-    _leave_folder()
+    leave_folder()
+    # What cannot be had a worker has reported already.
+    shed_privileges()
     tell(answers, {"step": "start"})
     # Ours, and trusted: imported before the limits, which so count what the model takes alone.
     import workers.loader
     import workers.scan  # noqa: F401
 
-    confine(order["limits"])
+    filter_system_calls()
+    limit(order["limits"])
     tell(answers, attempt(order, answers))
 
 
@@ -60,19 +61,7 @@ def tell(answers: TextIO, message: dict[str, Any]) -> None:
     answers.flush()
 
 
-def _leave_folder() -> None:
-    """The working directory becomes an empty one that is gone already: nothing to be read there, or left behind."""
-    try:
-        folder = tempfile.mkdtemp(prefix="nexus-trial-")
-    except OSError:
-        # A container without a writable folder. The scan has refused every relative path anyway.
-        os.chdir("/")
-        return
-    os.chdir(folder)
-    os.rmdir(folder)
-
-
-def confine(limits: dict[str, int]) -> None:
+def limit(limits: dict[str, int]) -> None:
     """Limit this process, for good; memory on top of what it has mapped already. Raises OSError."""
     with open("/proc/self/statm", encoding="ascii") as file:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
@@ -80,7 +69,6 @@ def confine(limits: dict[str, int]) -> None:
         (resource.RLIMIT_AS, mapped + limits["memory_bytes"]),
         (resource.RLIMIT_CPU, limits["cpu_seconds"]),
         (resource.RLIMIT_FSIZE, limits["file_bytes"]),
-        (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, OPEN_FILES_MAX),
     ):
         _soft, hard = resource.getrlimit(kind)
@@ -89,7 +77,6 @@ def confine(limits: dict[str, int]) -> None:
         # A second between the two: SIGXCPU, which says why, comes at the soft limit; SIGKILL at the hard one.
         later = 1 if kind == resource.RLIMIT_CPU and limit < hard else 0
         resource.setrlimit(kind, (limit, limit + later))
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def attempt(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:

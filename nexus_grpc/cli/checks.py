@@ -18,6 +18,7 @@ from typing import Literal
 
 import psutil
 
+from nexus_grpc import compiled
 from nexus_grpc.cpus import available_cpus, default_worker_count, parse_cpu_list, quota_cores
 from nexus_grpc.ipc.errors import NexusError
 from nexus_grpc.repository import scan
@@ -73,6 +74,7 @@ def run_checks(config: Path | None = None) -> list[Finding]:
         check_open_files,
         check_ports,
         check_envoy,
+        check_compiled,
         check_libraries,
         check_grpcio,
         check_models,
@@ -117,6 +119,15 @@ def check_platform(_settings: Settings) -> Iterator[Finding]:
         yield Finding("warn", "platform", found, f"tested on {' and '.join(_MACHINES)} only")
     else:
         yield Finding("ok", "platform", found)
+
+
+def check_compiled(settings: Settings) -> Iterator[Finding]:
+    """Whether the hot path runs as machine code (nexus_grpc/compiled)."""
+    reason = compiled.why_not() if settings.compiled else "turned off by --no-compiled"
+    if reason:
+        yield Finding("warn", "hot path", f"runs as Python sources: {reason}", "a fifth more CPU per request")
+    else:
+        yield Finding("ok", "hot path", f"{len(compiled.MODULES)} modules run compiled")
 
 
 def check_cpus(settings: Settings) -> Iterator[Finding]:

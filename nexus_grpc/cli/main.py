@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nexus_grpc.cli import ab, doctor, envoy, health, models, predict, rollback, serve
+from nexus_grpc.cli import ab, doctor, envoy, health, keys, models, predict, rollback, serve
 
 app = typer.Typer(
     name="nexus",
@@ -28,6 +28,7 @@ app.command("health")(health.health)
 app.command("rollback")(rollback.rollback)
 app.add_typer(models.app, name="models")
 app.add_typer(ab.app, name="ab")
+app.add_typer(keys.app, name="keys")
 app.add_typer(envoy.app, name="envoy")
 
 

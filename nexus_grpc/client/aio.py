@@ -254,6 +254,7 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
                     if _is_cancelled():
                         raise
                     raise closed() from None
+                attempts.succeeded()
                 return call.decode(message, request_id_of(await done.initial_metadata(), request_id))
         raise AssertionError("the last attempt returns or raises")
 

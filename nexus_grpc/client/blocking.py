@@ -283,6 +283,7 @@ class Client(ClientBase[grpc.Channel]):
                     message, done = method.with_call(call.request, attempts.remaining_s(), metadata)
                 except grpc.RpcError as error:
                     raise from_rpc(error, request_id) from None
+                attempts.succeeded()
                 return call.decode(message, request_id_of(done.initial_metadata(), request_id))
         raise AssertionError("the last attempt returns or raises")
 

@@ -14,6 +14,7 @@ import grpc
 
 from nexus_grpc.client.errors import REQUEST_ID_KEY, closed, invalid
 from nexus_grpc.client.retry import DEFAULT_RETRY, Attempts, Retry
+from nexus_grpc.client.retry_budget import RetryBudget
 
 Channel = TypeVar("Channel")
 # The server's own default for both directions.
@@ -91,6 +92,7 @@ class ClientBase(Generic[Channel]):
         self.address = address
         self._timeout_s = timeout_s
         self._retry = retry
+        self._retry_budget = RetryBudget(retry.budget_tokens)
         self._credentials = tls.credentials() if tls is not None else None
         self._metadata = metadata if metadata is not None else {}
         self._channel_count = channels
@@ -124,7 +126,8 @@ class ClientBase(Generic[Channel]):
 
     def _begin(self, timeout_s: float | None, retry: Retry | None = None) -> Attempts:
         """Raises InvalidInput when the timeout is not positive."""
-        return Attempts(retry or self._retry, self._timeout_s if timeout_s is None else timeout_s)
+        seconds = self._timeout_s if timeout_s is None else timeout_s
+        return Attempts(retry or self._retry, seconds, self._retry_budget)
 
     def _call_metadata(self, request_id: str) -> tuple[tuple[str, str | bytes], ...]:
         """Raises InvalidInput for a request id that the server would replace."""

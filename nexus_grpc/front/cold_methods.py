@@ -14,6 +14,7 @@ import structlog
 from google.protobuf import message_factory
 from google.protobuf.message import Message
 
+from nexus_grpc.front.caller import check_request, without_hidden
 from nexus_grpc.front.catalogue import Catalogue, CatalogueEntry
 from nexus_grpc.front.supervised import Caller, Supervised, caller_of, forwarded
 from nexus_grpc.ipc.errors import Code, InvalidInput, NexusError, Unsupported
@@ -201,7 +202,9 @@ def _handler(method: Any, service: Service) -> Callable[[Any, grpc.ServicerConte
 
     def handle(request: Any, context: grpc.ServicerContext) -> Message:
         try:
+            check_request(request, method.output_type)
             answer: Message = own(request) if own is not None else remote(request, caller_of(context, "grpc"))
+            answer = without_hidden(answer)
         except NexusError as error:
             abort(context, error)
         except Exception as error:

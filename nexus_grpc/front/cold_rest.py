@@ -13,6 +13,7 @@ import grpc
 import structlog
 from google.protobuf import message_factory
 
+from nexus_grpc.front.caller import check_named, check_request, without_hidden
 from nexus_grpc.front.catalogue import Catalogue
 from nexus_grpc.front.cold_methods import EXTENSIONS, Service
 from nexus_grpc.front.hot_methods import HTTP_STATUS_KEY, PATHS, REQUEST_ID_KEY, request_id_of
@@ -49,6 +50,14 @@ _SERVICES = tuple(
 _METHODS = {service.name + method.name: method for service in _SERVICES for method in service.methods}
 
 
+def _allowed(given: Parameters) -> Parameters:
+    """Raises PermissionDenied if the caller may not use the model that the path names."""
+    for name in ("name", "model_name"):
+        if name in given:
+            check_named(given[name])
+    return given
+
+
 class RestService:
     """Answers the cold twins. Each answer raises NexusError."""
 
@@ -64,14 +73,15 @@ class RestService:
         """What answers a twin, by its name."""
         if twin not in _METHODS:
             own = getattr(self, twin)
-            return lambda given, body, caller: own(given)
+            return lambda given, body, caller: own(_allowed(given))
         return functools.partial(self._typed, _METHODS[twin])
 
     def _typed(self, method: Any, given: Parameters, body: bytes, caller: Caller) -> Any:
         request = read_request(message_factory.GetMessageClass(method.input_type), body, given)
         service = self._services[method.containing_service.name]
+        check_request(request, method.output_type)
         own = getattr(service, method.name, None)
-        return json_of(own(request) if own is not None else service.forward(method, request, caller))
+        return json_of(without_hidden(own(request) if own is not None else service.forward(method, request, caller)))
 
     def RestApiModel(self, given: Parameters) -> Any:  # noqa: N802
         info = self._models.Info(models_pb2.ModelInfoRequest(id=given.get("name", "")))

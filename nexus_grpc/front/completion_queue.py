@@ -10,18 +10,24 @@ something else, the server serves through public_api.py instead, with the same a
 An RPC is three events: arrival → its message → its final batch done.
 """
 
+import dataclasses
+import functools
 import importlib
 import inspect
 import threading
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
 import grpc
 
+from nexus_grpc.access.gate import Gate
+from nexus_grpc.access.rules import RULES
 from nexus_grpc.front.core_choice import CoreChoice
 from nexus_grpc.front.dispatcher import Dispatcher
 from nexus_grpc.front.flight import Flight
+from nexus_grpc.front.grpcio_version import version_mismatch
 from nexus_grpc.front.hot_methods import (
     HTTP_STATUS_KEY,
     PATHS,
@@ -37,7 +43,7 @@ from nexus_grpc.ipc.errors import InvalidInput, NexusError
 from nexus_grpc.ipc.record import Method, is_http
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY
 from nexus_grpc.ipc.wire import json_body
-from nexus_grpc.rest.errors import error_body, http_status
+from nexus_grpc.rest.errors import error_body, error_headers, http_status
 
 _server: Any = None
 cygrpc: Any = None
@@ -48,20 +54,9 @@ try:
 except ImportError as error:  # a grpcio that is built otherwise: the contract reports it
     _import_error = str(error)
 
-GRPCIO_RANGE = ((1, 85, 1), (1, 86))
 # Calls that the core may hand over before we ask again: above this they queue inside the core.
 UNARY_OUTSTANDING = 256
 STREAM_OUTSTANDING = 16
-
-
-def _version_mismatch() -> str:
-    try:
-        version = tuple(int(part) for part in grpc.__version__.split(".")[:3])
-    except ValueError:
-        return f"grpcio {grpc.__version__} is no release"
-    low, high = GRPCIO_RANGE
-    return "" if low <= version < high else f"grpcio {grpc.__version__} is outside the tried range {low} to {high}"
-
 
 _NAMES = {
     "Server": ("register_method", "request_registered_call", "shutdown", "start"),
@@ -76,15 +71,9 @@ _NAMES = {
     "CompletionType": ("queue_timeout",),
 }
 _SERVER_PARAMETERS = (
-    "self",
-    "thread_pool",
-    "generic_handlers",
-    "interceptors",
-    "options",
-    "maximum_concurrent_rpcs",
-    "compression",
+    "self", "thread_pool", "generic_handlers", "interceptors", "options", "maximum_concurrent_rpcs", "compression",
     "xds",
-)
+)  # fmt: skip
 _SERVER_FUNCTIONS = {
     "_process_event_and_continue": ("state", "event"),
     "_request_call": ("state",),
@@ -96,7 +85,7 @@ def contract_mismatches() -> list[str]:
     """What of grpcio's inside is not as this module expects; empty when all is well."""
     if _import_error:
         return [f"grpcio's internals cannot be imported: {_import_error}"]
-    found = [_version_mismatch()]
+    found = [version_mismatch()]
     for name, members in _NAMES.items():
         thing = getattr(cygrpc, name, None)
         if thing is None:
@@ -126,27 +115,29 @@ class UnaryFlight(Flight):
         self.call = call
 
     def succeed(self, payload: bytes) -> None:
-        send_metadata = cygrpc.SendInitialMetadataOperation(((REQUEST_ID_KEY, self.request_id),), 0)
-        send_message = cygrpc.SendMessageOperation(payload, 0)
-        send_status = cygrpc.SendStatusFromServerOperation((), _OK, b"", 0)
-        if self.watched:
-            self.call.start_server_batch((send_metadata, send_message, send_status), None)
-        else:
-            close = cygrpc.ReceiveCloseOnServerOperation(0)
-            self.call.start_server_batch((send_metadata, send_message, send_status, close), None)
+        metadata = cygrpc.SendInitialMetadataOperation(((REQUEST_ID_KEY, self.request_id),), 0)
+        message = cygrpc.SendMessageOperation(payload, 0)
+        self._end((metadata, message, cygrpc.SendStatusFromServerOperation((), _OK, b"", 0)))
 
     def fail(self, code: int, message: str, details: bytes) -> None:
+        metadata = cygrpc.SendInitialMetadataOperation(((REQUEST_ID_KEY, self.request_id),), 0)
         trailing = ((DETAILS_KEY, details),) if details else ()
-        operations: tuple[Any, ...] = (
-            cygrpc.SendInitialMetadataOperation(((REQUEST_ID_KEY, self.request_id),), 0),
-            cygrpc.SendStatusFromServerOperation(trailing, code, message, 0),
-        )
+        self._end((metadata, cygrpc.SendStatusFromServerOperation(trailing, code, message, 0)))
+
+    def _end(self, operations: tuple[Any, ...]) -> None:
         if not self.watched:
             operations += (cygrpc.ReceiveCloseOnServerOperation(0),)
         self.call.start_server_batch(operations, None)
 
     def watch(self) -> None:
         self.call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), _UnaryClose(self))
+
+    def peer(self) -> str:
+        peer: bytes = self.call.peer()
+        return peer.decode()
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        return {key.decode(): values for key, values in cygrpc.auth_context(self.call).items()}
 
 
 class HttpFlight(UnaryFlight):
@@ -156,35 +147,30 @@ class HttpFlight(UnaryFlight):
 
     def fail(self, code: int, message: str, details: bytes) -> None:
         payload = json_body(error_body(code, message, self.request_id.decode(), details))
-        metadata = ((REQUEST_ID_KEY, self.request_id), (HTTP_STATUS_KEY, str(http_status(code))))
-        operations: tuple[Any, ...] = (
-            cygrpc.SendInitialMetadataOperation(metadata, 0),
-            cygrpc.SendMessageOperation(payload, 0),
-            cygrpc.SendStatusFromServerOperation((), _OK, b"", 0),
-        )
-        if not self.watched:
-            operations += (cygrpc.ReceiveCloseOnServerOperation(0),)
-        self.call.start_server_batch(operations, None)
+        status = (HTTP_STATUS_KEY, str(http_status(code)))
+        metadata = ((REQUEST_ID_KEY, self.request_id), status, *error_headers(code, details))
+        send_metadata = cygrpc.SendInitialMetadataOperation(metadata, 0)
+        send_message = cygrpc.SendMessageOperation(payload, 0)
+        self._end((send_metadata, send_message, cygrpc.SendStatusFromServerOperation((), _OK, b"", 0)))
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class _UnaryClose:
     """Tag of a watched unary call's close event."""
 
-    __slots__ = ("flight",)
-
-    def __init__(self, flight: UnaryFlight) -> None:
-        self.flight = flight
+    flight: UnaryFlight
 
 
 class _HotMethod:
     """Tag of a hot method's arrival events."""
 
-    __slots__ = ("flight", "method", "outstanding", "path", "streaming")
+    __slots__ = ("flight", "method", "outstanding", "path", "scope", "streaming")
 
     def __init__(self, method: Method) -> None:
         self.method = int(method)
         self.flight = HttpFlight if is_http(method) else UnaryFlight
         self.path = PATHS[method]
+        self.scope = RULES[self.path]
         self.streaming = method in STREAMING
         self.outstanding = STREAM_OUTSTANDING if self.streaming else UNARY_OUTSTANDING
 
@@ -217,22 +203,23 @@ class _StreamCall:
 _RECEIVED, _SENT, _CLOSED = range(3)
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class _StreamEvent:
     """Tag of a streaming call's events."""
 
-    __slots__ = ("call", "kind")
-
-    def __init__(self, call: _StreamCall, kind: int) -> None:
-        self.call = call
-        self.kind = kind
+    call: _StreamCall
+    kind: int
 
 
 _OK = cygrpc.StatusCode.ok if hasattr(cygrpc, "StatusCode") else 0
 _TIMEOUT = cygrpc.CompletionType.queue_timeout if hasattr(cygrpc, "CompletionType") else None
 
 
-class CompletionQueueServer(_server._Server if _server is not None else object):  # type: ignore[misc]
-    """grpc.Server whose hot methods bypass its machinery. Use like a grpc.Server: add handlers, add a port, start."""
+class CompletionQueueServer:
+    """A grpc.Server whose hot methods bypass its machinery.
+
+    `stock` is that server: add handlers and ports to it, but start and stop this one.
+    """
 
     def __init__(
         self,
@@ -243,8 +230,13 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
         stream_window: int,
         core: int,
         crowded: list[int],
+        gate: Gate | None = None,
+        interceptors: Sequence[grpc.ServerInterceptor] = (),
     ) -> None:
-        super().__init__(thread_pool, (), (), options, None, None, False)
+        stock = _server._Server(thread_pool, (), interceptors, options, None, None, False)
+        self._gate = gate
+        self.stock: grpc.Server = stock
+        self._state: Any = stock._state
         self._cores = (core, crowded)
         self._dispatcher = dispatcher
         self._ids = ids
@@ -272,7 +264,7 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
         """As grpc.Server.stop; open streams are told to finish first."""
         self._draining = True
         self._dispatcher.command(self._drain_streams)
-        stopped: threading.Event = super().stop(grace)
+        stopped: threading.Event = self.stock.stop(grace)
         return stopped
 
     def _drain_streams(self) -> None:
@@ -304,10 +296,11 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
                     tag = event.tag
                     kind = type(tag)
                     if kind is UnaryFlight:
-                        tag.message = event.batch_operations[0].message()
-                        if tag.message is None:
+                        message = event.batch_operations[0].message()
+                        if message is None:
                             self._no_message(tag)
                         else:
+                            tag.message = message
                             submit(tag)
                             take_answers()
                     elif kind is _HotMethod:
@@ -323,7 +316,7 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
                     elif not dispatcher.work() and not dispatcher.linger():
                         break
                     # A call must not outlive its event through this frame.
-                    event = tag = None
+                    event = tag = message = None
                     event = poll(0)
                 dispatcher.end()
                 event = None
@@ -361,19 +354,27 @@ class CompletionQueueServer(_server._Server if _server is not None else object):
         call = event.call
         request_id = request_id_of(event.invocation_metadata, self._ids)
         deadline_ns = monotonic_deadline_ns(event.call_details.deadline, now_ns)
+        flight = hot.flight(call, hot.method, request_id, deadline_ns, now_ns)
+        if self._gate is not None:
+            try:
+                flight.identity = self._gate.admit(hot.scope, event.invocation_metadata, flight)
+            except NexusError as error:
+                return self._dispatcher.refuse(flight, error)
         if hot.streaming:
-            self._open_stream(hot, call, event.invocation_metadata, request_id, deadline_ns)
+            self._open_stream(hot, flight, event.invocation_metadata)
         else:
             self._core_choice.arrived(hot.flight is HttpFlight)
-            flight = hot.flight(call, hot.method, request_id, deadline_ns, now_ns)
             if self._dispatcher.routes.reads_metadata:
                 flight.metadata = event.invocation_metadata
             call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), flight)
 
-    def _open_stream(self, hot: _HotMethod, call: Any, metadata: Any, request_id: bytes, deadline_ns: int) -> None:
-        transport = _StreamCall(call, request_id)
-        stream = Stream(self._dispatcher, transport, hot.method, request_id, deadline_ns, self._stream_window)
+    def _open_stream(self, hot: _HotMethod, call: UnaryFlight, metadata: Any) -> None:
+        transport = _StreamCall(call.call, call.request_id)
+        stream = Stream(self._dispatcher, transport, hot.method, call.request_id, call.deadline_ns, self._stream_window)
         stream.metadata = metadata
+        if self._gate is not None:
+            # Anew for each message: a stream may be open for longer than its credential counts.
+            stream.identify = functools.partial(self._gate.admit, hot.scope, metadata, call)
         self._streams.add(transport)
         self._dispatcher.streams_open = len(self._streams)
         transport.open(stream)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nexus_grpc.front.flight import Flight, fail_with
+from nexus_grpc.front.guard import Guard
 from nexus_grpc.front.large_messages import LargeMessages
 from nexus_grpc.front.lingering import Lingering
 from nexus_grpc.front.link import ANSWERS_PUBLISHED, ANSWERS_RELEASED, WorkerLink
@@ -69,6 +70,7 @@ class Dispatcher:
     ) -> None:
         self.turn = threading.Lock()
         self.routes = RouteTable()
+        self.guard: Guard | None = None  # where there are credentials or rates
         # When the next sweep is due (CLOCK_MONOTONIC).
         self.next_sweep_ns = 0
         self.streams_open = 0
@@ -124,10 +126,9 @@ class Dispatcher:
 
     def work(self) -> int:
         """Everything but arrivals, once: commands, answers, sweep. Returns how much there was."""
-        done = 0
-        while self.commands:
+        done = len(self.commands)
+        for _ in range(done):
             self.commands.popleft()()
-            done += 1
         done += self.take_answers()
         now_ns = time.monotonic_ns()
         if now_ns >= self.next_sweep_ns:
@@ -146,6 +147,8 @@ class Dispatcher:
             route = self.routes.find(flight.message)
             if route.split is not None:
                 route = route.split.choose(flight)
+            if self.guard is not None:
+                self.guard.check(flight, route.name)
             flight.route = route
             flight.slot = route.slot
             links = route.links
@@ -374,8 +377,7 @@ class Dispatcher:
         try:
             route = self.routes.again(flight)
         except NexusError as error:
-            self.refuse(flight, error)
-            return
+            return self.refuse(flight, error)
         link = route.pick()
         if link is None:
             self._wait_for_worker(flight)
@@ -387,9 +389,8 @@ class Dispatcher:
         flight.link = None
         route = flight.route if isinstance(flight.route, Route) else None
         if len(self._waiting) >= self._waiting_max:
-            self.refuse(flight, _overloaded(route))
-        else:
-            self._waiting.append(flight)
+            return self.refuse(flight, _overloaded(route))
+        self._waiting.append(flight)
 
 
 def _overloaded(route: Route | None) -> Overloaded:

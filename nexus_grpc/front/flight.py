@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Iterable
 
+from nexus_grpc.access.identity import Identity
 from nexus_grpc.ipc.errors import NexusError
 from nexus_grpc.ipc.rich_errors import status_bytes
 
@@ -14,6 +15,7 @@ class Flight(abc.ABC):
 
     Attributes:
         request_id: ASCII.
+        identity: who calls; None where the server asks for no credentials.
         metadata: the call's headers, where an experiment needs them; else empty.
         message: the client's bytes, kept until the answer so that a request can be dispatched again.
         deadline_ns, arrived_ns: CLOCK_MONOTONIC; deadline 0 = none.
@@ -27,6 +29,7 @@ class Flight(abc.ABC):
     __slots__ = (
         "arrived_ns",
         "deadline_ns",
+        "identity",
         "link",
         "message",
         "metadata",
@@ -47,6 +50,7 @@ class Flight(abc.ABC):
         self.arrived_ns = arrived_ns
         self.message = b""
         self.metadata: Metadata = ()
+        self.identity: Identity | None = None
         self.slot = 0
         self.sequence = 0
         self.strikes = 0

@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 
+from nexus_grpc import compiled
 from nexus_grpc.ipc.control import ChannelClosed, ControlChannel
 from nexus_grpc.ipc.process import control_socket, move_to_core, settle_memory, start_child
 
@@ -16,6 +17,8 @@ def main() -> None:
     hello, descriptors = channel.receive()
     start_child("front", hello["index"], hello["supervisor_pid"], hello["cpus"])
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    if hello["compiled"]:
+        compiled.use()
     # Only now what imports grpc: it starts threads, which inherit affinity. Ours move to a core of their own later.
     from nexus_grpc.front.front import Front
 

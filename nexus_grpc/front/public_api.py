@@ -5,12 +5,16 @@ It serves when grpcio's inside is not what completion_queue.py expects, or when 
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
 import grpc
 
+from nexus_grpc.access.gate import Gate
+from nexus_grpc.access.identity import Identity
+from nexus_grpc.access.rules import RULES
+from nexus_grpc.front.cold_methods import abort
 from nexus_grpc.front.dispatcher import Dispatcher
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.hot_methods import (
@@ -25,10 +29,10 @@ from nexus_grpc.front.http_calls import as_hot_request
 from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.streams import WRAP_ANSWER, WRAP_ERROR
 from nexus_grpc.ipc.errors import NexusError
-from nexus_grpc.ipc.record import is_http
+from nexus_grpc.ipc.record import Method, is_http
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY
 from nexus_grpc.ipc.wire import json_body
-from nexus_grpc.rest.errors import error_body, http_status
+from nexus_grpc.rest.errors import error_body, error_headers, http_status
 
 # One thread per request in flight: the public API has no other way to wait.
 THREADS = 128
@@ -64,8 +68,9 @@ class PublicFlight(Flight):
 class HotHandlers(grpc.GenericRpcHandler):
     """Raw-bytes handlers for the hot methods."""
 
-    def __init__(self, dispatcher: Dispatcher, ids: RequestIds) -> None:
+    def __init__(self, dispatcher: Dispatcher, ids: RequestIds, gate: Gate | None) -> None:
         self._dispatcher = dispatcher
+        self._gate = gate
         self._ids = ids
         self._methods = {path: method for method, path in PATHS.items()}
 
@@ -92,10 +97,22 @@ class HotHandlers(grpc.GenericRpcHandler):
     def _answered(self, flight: PublicFlight, context: grpc.ServicerContext) -> PublicFlight:
         context.add_callback(lambda: None if flight.done.is_set() else self._abandon(flight))
         flight.metadata = context.invocation_metadata() or ()
-        with self._dispatcher.turn:
-            self._dispatcher.submit(flight)
+        try:
+            flight.identity = self._admitted(flight.method, context)
+        except NexusError as error:
+            with self._dispatcher.turn:
+                self._dispatcher.refuse(flight, error)
+        else:
+            with self._dispatcher.turn:
+                self._dispatcher.submit(flight)
         flight.done.wait()
         return flight
+
+    def _admitted(self, method: int, context: grpc.ServicerContext) -> Identity | None:
+        """Raises Unauthenticated or PermissionDenied."""
+        if self._gate is None:
+            return None
+        return self._gate.admit(RULES[PATHS[Method(method)]], context.invocation_metadata() or (), context)  # type: ignore[arg-type]
 
     def _abandon(self, flight: PublicFlight) -> None:
         self._dispatcher.command(lambda: self._dispatcher.cancel(flight))
@@ -125,7 +142,10 @@ class HotHandlers(grpc.GenericRpcHandler):
                     self._dispatcher.refuse(flight, error)
             metadata = [(REQUEST_ID_KEY, request_id.decode())]
             if flight.code:
-                metadata.append((HTTP_STATUS_KEY, str(http_status(flight.code))))
+                metadata += [
+                    (HTTP_STATUS_KEY, str(http_status(flight.code))),
+                    *error_headers(flight.code, flight.details),
+                ]
             context.send_initial_metadata(tuple(metadata))
             if not flight.code:
                 return flight.payload
@@ -136,6 +156,10 @@ class HotHandlers(grpc.GenericRpcHandler):
     def _stream(self, method: int) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
         def handle(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             request_id, deadline_ns = self._begin(context)
+            try:
+                self._admitted(method, context)
+            except NexusError as error:
+                abort(context, error)
             for message in messages:
                 flight = self._answered(PublicFlight(method, request_id, deadline_ns, message), context)
                 if flight.code:
@@ -147,9 +171,14 @@ class HotHandlers(grpc.GenericRpcHandler):
 
 
 def public_server(
-    dispatcher: Dispatcher, ids: RequestIds, thread_pool: futures.ThreadPoolExecutor, options: list[tuple[str, Any]]
+    dispatcher: Dispatcher,
+    ids: RequestIds,
+    thread_pool: futures.ThreadPoolExecutor,
+    options: list[tuple[str, Any]],
+    gate: Gate | None = None,
+    interceptors: Sequence[grpc.ServerInterceptor] = (),
 ) -> grpc.Server:
     """A stock server with the hot methods' handlers."""
-    server = grpc.server(thread_pool, options=options)
-    server.add_generic_rpc_handlers((HotHandlers(dispatcher, ids),))
+    server = grpc.server(thread_pool, interceptors=list(interceptors), options=options)
+    server.add_generic_rpc_handlers((HotHandlers(dispatcher, ids, gate),))
     return server

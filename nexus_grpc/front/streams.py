@@ -11,8 +11,9 @@ import collections
 from collections.abc import Callable
 from typing import Protocol
 
+from nexus_grpc.access.identity import Identity
 from nexus_grpc.front.flight import Flight, Metadata
-from nexus_grpc.ipc.errors import Code
+from nexus_grpc.ipc.errors import Code, NexusError
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.wire import length_prefix
 from nexus_grpc.pb.inference import grpc_service_pb2 as infer_pb
@@ -35,6 +36,8 @@ class Submitter(Protocol):
     def submit(self, flight: Flight) -> None: ...
 
     def cancel(self, flight: Flight) -> None: ...
+
+    def refuse(self, flight: Flight, error: NexusError) -> None: ...
 
 
 class StreamFlight(Flight):
@@ -77,6 +80,8 @@ class Stream:
         self.request_id = request_id
         self.deadline_ns = deadline_ns
         self.metadata: Metadata = ()
+        # Who sends; None where the server asks for no credentials.
+        self.identify: Callable[[], Identity] | None = None
         self._dispatcher = dispatcher
         self._transport = transport
         self._window = window
@@ -99,6 +104,11 @@ class Stream:
         self._receiving = len(self._pending) < self._window
         if self._receiving:
             self._transport.receive()
+        if self.identify is not None:
+            try:
+                flight.identity = self.identify()
+            except NexusError as error:
+                return self._dispatcher.refuse(flight, error)
         self._dispatcher.submit(flight)
 
     def advance(self) -> None:

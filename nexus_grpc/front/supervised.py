@@ -12,11 +12,12 @@ from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import unquote
 
 from google.protobuf import json_format, message_factory
 from google.protobuf.message import Message
 
+from nexus_grpc.access.gate import caller_address
+from nexus_grpc.front.caller import caller_name
 from nexus_grpc.ipc import control
 from nexus_grpc.ipc.control import ChannelClosed
 from nexus_grpc.ipc.errors import Code, DeadlinePassed, InvalidInput, ModelUnavailable, NexusError, Overloaded, TooLarge
@@ -60,15 +61,8 @@ def caller_of(context: CallContext, interface: str) -> Caller:
     Args:
         interface: "grpc" or "rest".
     """
-    peer = unquote(context.peer())
-    if peer.startswith("unix"):
-        # Envoy's socket: the last address in this header is the one that Envoy itself saw (of a client on Envoy's own
-        # machine, that machine's address).
-        forwarded = [value for key, value in context.invocation_metadata() or () if key == "x-forwarded-for"]
-        address = str(forwarded[-1]).rpartition(",")[2].strip() if forwarded else "unix"
-    else:
-        address = peer.partition(":")[2]
-    actor = f"{interface} {address}" if address and address.isprintable() else interface
+    address = caller_address(context.peer(), context.invocation_metadata() or ())
+    actor = " ".join(part for part in (caller_name(), interface, address) if part and part.isprintable())
     remaining = context.time_remaining()
     timeout_s = CALL_SECONDS_MAX if remaining is None else min(max(remaining, 0.0), CALL_SECONDS_MAX)
     return Caller(actor[:ACTOR_MAX_CHARACTERS], timeout_s)

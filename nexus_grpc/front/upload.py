@@ -22,6 +22,7 @@ import structlog
 from google.api import httpbody_pb2
 from google.protobuf import json_format
 
+from nexus_grpc.front.caller import check_named
 from nexus_grpc.front.cold_methods import abort
 from nexus_grpc.front.hot_methods import HTTP_STATUS_KEY, REQUEST_ID_KEY, request_id_of
 from nexus_grpc.front.multipart_upload import Form
@@ -75,7 +76,8 @@ class Reception:
         self._staged: StagedFile | None = None
 
     def announce(self, header: UploadHeader) -> None:
-        """Raises InvalidInput or TooLarge for what need not be received at all."""
+        """Raises InvalidInput, TooLarge or PermissionDenied for what need not be received at all."""
+        check_named(header.id)
         check_header(header, self._size_max)
 
     def write(self, chunk: bytes) -> None:

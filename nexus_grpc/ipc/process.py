@@ -1,4 +1,5 @@
-"""What every child process does first: die with the supervisor, keep its own cores, be named, leave Ctrl-C alone.
+"""What every child process does first: die with the supervisor, keep its own cores, be named, leave Ctrl-C alone, and
+keep what it holds to itself.
 
 Imports nothing heavy: affinity is set here, before grpc or onnxruntime start their threads.
 """
@@ -12,6 +13,8 @@ import sys
 import threading
 
 import setproctitle
+
+from nexus_grpc.ipc.confinement import keep_private
 
 PR_SET_PDEATHSIG = 1
 GC_YOUNG_OBJECTS = 10_000
@@ -39,6 +42,7 @@ def start_child(role: str, index: int, supervisor_pid: int, cpus: list[int]) -> 
     if cpus:
         os.sched_setaffinity(0, cpus)
     setproctitle.setproctitle(f"nexus: {role} {index}")
+    keep_private()
     threading.excepthook = _die_of_thread
 
 

@@ -43,7 +43,7 @@ _LINE_WORDS = 64 // WORD_BYTES
 # The client libraries' default buckets (5 ms to 10 s), extended downwards: a tabular model answers in 50 µs.
 _BOUNDS_US = (50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000)
 _BOUNDS_S = (1, 2.5, 5, 10)
-LATENCY_BOUNDS_NS = (*(us * 1_000 for us in _BOUNDS_US), *(int(s * 1e9) for s in _BOUNDS_S))
+LATENCY_BOUNDS_NS = (*[us * 1_000 for us in _BOUNDS_US], *[int(s * 1e9) for s in _BOUNDS_S])
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 LATENCY_BUCKETS = len(LATENCY_BOUNDS_NS) + 1
 BATCH_BUCKETS = len(BATCH_BOUNDS) + 1
@@ -122,9 +122,9 @@ _PAGE_WORDS = {kind: header + MODEL_SLOTS * slot for kind, (header, slot) in _SI
 # The sums of the layout, checked once: a changed enum or bound shows here and needs a new layout version in PageKind.
 assert _SIZES == {PageKind.WORKER: (16, 128), PageKind.FRONT: (16, 192)}
 
-_QUEUE_SUM, _ASSEMBLY_SUM, _INFERENCE_SUM, _SERIALISATION_SUM, _TOTAL_SUM = (
+_QUEUE_SUM, _ASSEMBLY_SUM, _INFERENCE_SUM, _SERIALISATION_SUM, _TOTAL_SUM = [
     start + LATENCY_BUCKETS for start in (_QUEUE, _ASSEMBLY, _INFERENCE, _SERIALISATION, _TOTAL)
-)
+]
 _BATCH_SIZE_SUM = _BATCH_SIZE + BATCH_BUCKETS
 _COMPUTE_COUNT, _INPUT_NS, _INFER_NS, _OUTPUT_NS, _LAST_NS, *_ENDINGS = range(
     _COUNTERS, _COUNTERS + len(_COUNTER_NAMES)
@@ -345,7 +345,7 @@ def read_model(words: memoryview, slot: int) -> ModelSnapshot:
     """Reads one slot of a worker's page. Raises ValueError for another page, IndexError for no such slot."""
     slot_words = _slot(_expect(words, PageKind.WORKER), slot).tolist()
     starts = (_QUEUE, _ASSEMBLY, _INFERENCE, _SERIALISATION)
-    queue, assembly, inference, serialisation = (_histogram(slot_words, at, LATENCY_BUCKETS) for at in starts)
+    queue, assembly, inference, serialisation = [_histogram(slot_words, at, LATENCY_BUCKETS) for at in starts]
     batch_size = _histogram(slot_words, _BATCH_SIZE, BATCH_BUCKETS)
     counters: list[Any] = slot_words[_COUNTERS : _COUNTERS + len(_COUNTER_NAMES)]
     counters.append(tuple(slot_words[_PREDICTIONS : _PREDICTIONS + PREDICTION_BUCKETS]))

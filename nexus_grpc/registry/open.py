@@ -6,8 +6,13 @@ from nexus_grpc.ipc.errors import StorageFailed
 from nexus_grpc.registry.store import Registry
 
 
-def open_registry(url: str, data_dir: Path) -> Registry:
-    """PostgreSQL by URL, else a SQLite file in the data folder. Raises StorageFailed."""
+def open_registry(url: str, data_dir: Path, *, keeps_snapshot: bool = True) -> Registry:
+    """PostgreSQL by URL, else a SQLite file in the data folder. Raises StorageFailed.
+
+    Args:
+        keeps_snapshot: whether it may read and write the copy in the data folder that stands in for PostgreSQL. The
+            server's own may, all others (a command, a second connection) must not.
+    """
     if not url:
         from nexus_grpc.registry.sqlite import SqliteRegistry
 
@@ -17,4 +22,4 @@ def open_registry(url: str, data_dir: Path) -> Registry:
     # Late: psycopg takes long to import, and most servers do without.
     from nexus_grpc.registry.postgres import PostgresRegistry
 
-    return PostgresRegistry(url, data_dir)
+    return PostgresRegistry(url, data_dir if keeps_snapshot else None)

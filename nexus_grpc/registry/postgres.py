@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from nexus_grpc import logs
+from nexus_grpc.access.keys import ApiKey
 from nexus_grpc.ipc.errors import StorageFailed
 from nexus_grpc.registry import rows, snapshot
 from nexus_grpc.registry.records import AuditRow, Change, ModelRow, VersionRow
@@ -48,7 +49,7 @@ class PostgresRegistry(Registry):
 
     Args:
         url: postgresql://…; its password is never shown.
-        folder: for the snapshot; made if missing.
+        folder: for the snapshot; made if missing. None = no snapshot: reads fail, too, while the server is away.
     """
 
     mark = "%s"
@@ -62,10 +63,10 @@ class PostgresRegistry(Registry):
         " FOR EACH STATEMENT EXECUTE FUNCTION nexus_append_only()",
     )
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path | None) -> None:
         self._url = url
         self._options, self._place = _checked(url)
-        self._path = folder / SNAPSHOT
+        self._path = folder / SNAPSHOT if folder is not None else None
         self._connection: psycopg.Connection[Any] | None = None
         # Whether the present transaction's COMMIT was sent and has no answer yet.
         self._is_committing = False
@@ -75,8 +76,9 @@ class PostgresRegistry(Registry):
         self._kept = Snapshot()
         found = None
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = snapshot.load(self._path, self._place)
+            if self._path is not None:
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                found = snapshot.load(self._path, self._place)
             self._kept = found or self._kept
             self._connected()
         except OSError as error:
@@ -131,6 +133,7 @@ class PostgresRegistry(Registry):
             {(row.model, row.version): row for row in super().versions()},
             super().history("", AUDIT_LINES_MAX),
             dict(self._select(rows.statistics_row, ("model", "content"), "statistics")),
+            {key.id: key for key in super().list_keys()},
         )
         self._save_snapshot()
 
@@ -237,10 +240,28 @@ class PostgresRegistry(Registry):
         read = super().statistics
         return self._or_kept(lambda: read(model), lambda: dict(self._kept.statistics.get(model, {})))
 
+    def list_keys(self) -> list[ApiKey]:
+        keys = self._or_kept(super().list_keys, lambda: list(self._kept.keys.values()))
+        kept = {key.id: key for key in keys}
+        if kept != self._kept.keys:
+            # Another process (a command) changed them. Revoked keys must stay so while the database is away.
+            self._kept.keys = kept
+            self._save_snapshot()
+        return keys
+
+    def keys_epoch(self) -> int:
+        # Not from the snapshot: while the database is away nothing can have changed there.
+        return self._twice(super().keys_epoch)
+
+    def note_used(self, used: Mapping[str, float]) -> None:
+        self._twice(lambda: super(PostgresRegistry, self).note_used(used))
+
     def _or_kept(self, read: Callable[[], _Result], kept: Callable[[], _Result]) -> _Result:
         try:
             return self._twice(read)
         except StorageFailed as error:
+            if self._path is None:
+                raise
             self._away(error)
             return kept()
 
@@ -260,6 +281,8 @@ class PostgresRegistry(Registry):
         self._is_away = True
 
     def _save_snapshot(self) -> None:
+        if self._path is None:
+            return
         # That it cannot be written costs no change: the database has it.
         try:
             self._kept.save(self._path, self._place)

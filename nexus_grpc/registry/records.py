@@ -1,8 +1,10 @@
-"""What the registry holds: models, their versions, and what was done to them."""
+"""What the registry holds: models, their versions, and what was done to them. API keys are access/keys.py's."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+from nexus_grpc.access.keys import ApiKey
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,4 +79,7 @@ class Change:
     put_versions: tuple[VersionRow, ...] = ()
     delete_versions: tuple[tuple[str, int], ...] = ()
     delete_models: tuple[str, ...] = ()
+    put_keys: tuple[ApiKey, ...] = ()
+    # Revoking keeps the row; this is for undoing.
+    delete_keys: tuple[str, ...] = ()
     audited: bool = True

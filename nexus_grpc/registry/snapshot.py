@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nexus_grpc.registry import rows
+from nexus_grpc.access.keys import ApiKey
+from nexus_grpc.registry import api_keys, rows
 from nexus_grpc.registry.records import AuditRow, Change, ModelRow, VersionRow
 
 AUDIT_LINES_MAX = 100
@@ -20,6 +21,7 @@ class Snapshot:
     versions: dict[tuple[str, int], VersionRow] = dataclasses.field(default_factory=dict)
     audit: list[AuditRow] = dataclasses.field(default_factory=list)
     statistics: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    keys: dict[str, ApiKey] = dataclasses.field(default_factory=dict)
 
     def history(self, model: str, limit: int) -> list[AuditRow]:
         return [row for row in self.audit if model in ("", row.model)][: max(limit, 0)]
@@ -35,6 +37,9 @@ class Snapshot:
             self.versions.pop(key, None)
         self.models.update({row.id: row for row in change.put_models})
         self.versions.update({(row.model, row.version): row for row in change.put_versions})
+        for id in change.delete_keys:
+            self.keys.pop(id, None)
+        self.keys.update({key.id: key for key in change.put_keys})
         if line is not None:
             self.audit = [line, *self.audit][:AUDIT_LINES_MAX]
 
@@ -45,6 +50,7 @@ class Snapshot:
         touched |= {key for key in self.versions if key[0] in change.delete_models}
         # Deleting a model takes its versions: those that are to stay are put after it.
         unknown = models - set(self.models)
+        keys = {*change.delete_keys, *(key.id for key in change.put_keys)}
         touched |= {key for key in self.versions if key[0] in unknown}
         return Change(
             actor="registry",
@@ -56,6 +62,8 @@ class Snapshot:
             put_versions=tuple(self.versions[key] for key in sorted(touched & set(self.versions))),
             delete_versions=tuple(sorted(touched - set(self.versions))),
             delete_models=tuple(sorted(unknown)),
+            put_keys=tuple(self.keys[id] for id in sorted(keys & set(self.keys))),
+            delete_keys=tuple(sorted(keys - set(self.keys))),
         )
 
     def save(self, path: Path, place: str) -> None:
@@ -70,6 +78,8 @@ class Snapshot:
             "versions": [rows.version_values(row) for row in self.versions.values()],
             "audit": [rows.audit_values(row) for row in self.audit],
             "statistics": self.statistics,
+            # With the secrets' digests: without them nobody could call while the database is away.
+            "keys": [api_keys.key_values(key) for key in self.keys.values()],
         }
         temporary = path.with_name(path.name + ".tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -88,11 +98,14 @@ def load(path: Path, place: str) -> Snapshot | None:
             return None
         models = [rows.model_row(values) for values in content["models"]]
         versions = [rows.version_row(values) for values in content["versions"]]
+        # A snapshot of before there were keys has none.
+        keys = [api_keys.key_row(values) for values in content.get("keys", [])]
         return Snapshot(
             {row.id: row for row in models},
             {(row.model, row.version): row for row in versions},
             [rows.audit_row(values) for values in content["audit"]],
             dict(content["statistics"]),
+            {key.id: key for key in keys},
         )
     except (OSError, ValueError, TypeError, KeyError):
         return None

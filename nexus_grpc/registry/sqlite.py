@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,14 +52,26 @@ class SqliteRegistry(Registry):
             raise
 
     def _begin(self) -> None:
-        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
-            self._connection.execute(f"PRAGMA {pragma}").fetchall()
+        self._use_wal()
+        self._connection.execute("PRAGMA synchronous = FULL").fetchall()
         found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             reason = found.splitlines()[-1]
             raise StorageFailed(f"the registry {self._path} is damaged: {reason}{_HINT}", reason="REGISTRY_FAILED")
         with self._transaction() as execute:
             self._prepare(execute)
+
+    def _use_wal(self) -> None:
+        """Turning it on needs the file for itself, and does not wait for that as other statements do."""
+        until = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL").fetchall()
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+            time.sleep(0.01)
 
     def _query(self, statement: str, values: rows.Values = ()) -> list[rows.Values]:
         try:
@@ -97,9 +110,13 @@ _HINT = "; restore it from a backup, or move it away to begin anew"
 
 
 def _keep_private(path: Path) -> None:
-    """Make the file; its owner's alone, and so the files that SQLite puts beside it (-wal, -shm)."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Make the file; its owner's alone, and so the files that SQLite puts beside it (-wal, -shm).
+
+    One that is there is never opened here: closing a descriptor of a file takes away all of this process's locks on it,
+    also those of another connection, whose changes other processes would then not see and could destroy.
+    Source: https://sqlite.org/howtocorrupt.html 2.2
+    """
     try:
-        os.fchmod(descriptor, 0o600)
-    finally:
-        os.close(descriptor)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        os.chmod(path, 0o600)

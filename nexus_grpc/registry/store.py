@@ -7,15 +7,16 @@ import abc
 import contextlib
 import datetime
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from nexus_grpc.access.keys import ApiKey
 from nexus_grpc.ipc.errors import StorageFailed
-from nexus_grpc.registry import rows
+from nexus_grpc.registry import api_keys, rows
 from nexus_grpc.registry.records import AuditRow, Change, ModelRow, VersionRow
 
-SCHEMA_VERSION = 1
-TABLES = (
+SCHEMA_VERSION = 2
+_TABLES_1 = (
     "CREATE TABLE schema_version (version INTEGER NOT NULL)",
     "CREATE TABLE models (id TEXT PRIMARY KEY, name TEXT NOT NULL, description TEXT NOT NULL,"
     " labels TEXT NOT NULL, created_at TEXT NOT NULL, created_by TEXT NOT NULL, traffic TEXT NOT NULL)",
@@ -29,6 +30,8 @@ TABLES = (
     "CREATE INDEX audit_by_model ON audit (model, sequence)",
     "CREATE TABLE statistics (model TEXT PRIMARY KEY, content TEXT NOT NULL)",
 )
+# What each version has that the one before has not: a new registry gets all, an older one what it lacks.
+TABLES = {1: _TABLES_1, 2: api_keys.KEY_TABLES}
 
 Execute = Callable[[str, rows.Values], list[rows.Values]]
 """Runs a statement inside a transaction; returns its rows."""
@@ -88,6 +91,16 @@ class Registry(abc.ABC):
         )
         return found[0][1] if found else {}
 
+    def list_keys(self) -> list[ApiKey]:
+        """All API keys, revoked and expired ones included, oldest first."""
+        found = self._select(api_keys.key_row, api_keys.KEY_COLUMNS, "api_keys")
+        return sorted(found, key=lambda key: (key.created_at, key.id))
+
+    def keys_epoch(self) -> int:
+        """Another number after every change of the keys, whichever process made it. Cheap: one row is read."""
+        (found,) = self._select(_number, ("value",), f"counters WHERE name = {self.mark}", (api_keys.COUNTER,)) or (0,)
+        return found
+
     def _select(
         self, make: Callable[[rows.Values], _Row], columns: Sequence[str], rest: str, values: rows.Values = ()
     ) -> list[_Row]:
@@ -115,6 +128,29 @@ class Registry(abc.ABC):
         with self._transaction() as execute:
             self._put(execute, "statistics", ("model", "content"), ("model",), (model, rows.json_text(content)))
 
+    def add_key(self, key: ApiKey) -> int:
+        """Keep a new key; return its sequence in the audit log. Raises AlreadyExists for a name that is taken."""
+        return self.apply(api_keys.creation(self.list_keys(), key))
+
+    def revoke_key(self, wanted: str, actor: str, now: float) -> ApiKey:
+        """Revoke the key with this id or name; return it. Raises InvalidInput if there is none."""
+        key, change = api_keys.revocation(self.list_keys(), wanted, actor, now)
+        self.apply(change)
+        return key
+
+    def note_used(self, used: Mapping[str, float]) -> None:
+        """When keys, by id, were used last (seconds since 1970). Not audited, and no change of the keys' epoch."""
+        if not used:
+            return
+        statement = (
+            f"UPDATE api_keys SET last_used_at = {self.mark} WHERE id = {self.mark}"
+            f" AND (last_used_at IS NULL OR last_used_at < {self.mark})"
+        )
+        with self._transaction() as execute:
+            # In one order, so that no two servers wait for each other's rows.
+            for id, at in sorted(used.items()):
+                execute(statement, (at, id, at))
+
     def _write(self, execute: Execute, change: Change, token: str) -> AuditRow | None:
         for model in change.delete_models:
             for table, column in (("versions", "model"), ("models", "id"), ("statistics", "model")):
@@ -125,7 +161,16 @@ class Registry(abc.ABC):
             self._put(execute, "models", rows.MODEL_COLUMNS, ("id",), rows.model_values(row))
         for each in change.put_versions:
             self._put(execute, "versions", rows.VERSION_COLUMNS, ("model", "version"), rows.version_values(each))
+        if change.put_keys or change.delete_keys:
+            self._write_keys(execute, change)
         return self._audit(execute, change, token) if change.audited else None
+
+    def _write_keys(self, execute: Execute, change: Change) -> None:
+        for id in change.delete_keys:
+            execute(f"DELETE FROM api_keys WHERE id = {self.mark}", (id,))
+        for key in change.put_keys:
+            self._put(execute, "api_keys", api_keys.KEY_COLUMNS, ("id",), api_keys.key_values(key))
+        execute(f"UPDATE counters SET value = value + 1 WHERE name = {self.mark}", (api_keys.COUNTER,))
 
     def _audit(self, execute: Execute, change: Change, token: str) -> AuditRow:
         # The transaction excludes other writers, so that numbers have no gaps and follow the order of the commits.
@@ -158,20 +203,33 @@ class Registry(abc.ABC):
     # --- the schema ---
 
     def _prepare(self, execute: Execute) -> None:
-        """Make the tables unless they are there. Raises ValueError for a schema that this program does not know."""
+        """Make the tables that are missing. Raises ValueError for a schema that this program does not know."""
         if not execute(self.schema_query, ()):
-            for statement in (*TABLES, *self.guards):
+            self._add_tables(execute, 0)
+            for statement in self.guards:
                 execute(statement, ())
             self._insert(execute, "schema_version", ("version",), (SCHEMA_VERSION,))
             return
-        found = execute("SELECT version FROM schema_version", ())
-        # Nothing is made or mended in a schema that is there: the account may have no right to.
-        if [int(row[0]) for row in found] != [SCHEMA_VERSION]:
-            number = found[0][0] if found else "none"
+        found = [int(row[0]) for row in execute("SELECT version FROM schema_version", ())]
+        if len(found) == 1 and 0 < found[0] < SCHEMA_VERSION:
+            self._add_tables(execute, found[0])
+            execute(f"UPDATE schema_version SET version = {self.mark}", (SCHEMA_VERSION,))
+        # Nothing is made or mended in a schema of this version: the account may have no right to.
+        elif found != [SCHEMA_VERSION]:
+            number = found[0] if found else "none"
             raise ValueError(
                 f"its schema is version {number}, this server knows {SCHEMA_VERSION}; run the newer server that wrote"
                 " it, or name another registry"
             )
+
+    def _add_tables(self, execute: Execute, present: int) -> None:
+        for version in range(present + 1, SCHEMA_VERSION + 1):
+            for statement in TABLES[version]:
+                execute(statement, ())
+
+
+def _number(values: rows.Values) -> int:
+    return int(values[0])
 
 
 def new_token() -> str:

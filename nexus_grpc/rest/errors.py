@@ -1,6 +1,7 @@
 """An error as REST clients see it: an HTTP status and one JSON shape, whatever went wrong."""
 
 import json
+import math
 
 from google.protobuf import json_format
 from google.rpc import error_details_pb2, status_pb2
@@ -33,6 +34,33 @@ assert error_details_pb2.DESCRIPTOR is not None
 def http_status(code: int, reason: str = "") -> int:
     """By the error's reason, else by its code; 500 for what has no status of its own."""
     return HTTP_STATUS_BY_REASON.get(reason) or HTTP_STATUS.get(Code(code), 500)
+
+
+def error_headers(code: int, status: bytes) -> tuple[tuple[str, str], ...]:
+    """The headers that tell what to do: Retry-After and RateLimit-… with 429 and 503 (RFC 9110, 10.2.3;
+    draft-ietf-httpapi-ratelimit-headers), WWW-Authenticate with 401 (RFC 6750, 3).
+
+    Args:
+        status: a serialised google.rpc.Status (ipc/rich_errors.py); may be empty.
+    """
+    if code == Code.UNAUTHENTICATED:
+        return (("www-authenticate", "Bearer"),)
+    seconds = retry_after_s(status) if code in (Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE) else 0.0
+    if not seconds:
+        return ()
+    # Whole seconds, and not too early.
+    whole = str(math.ceil(seconds))
+    limited = (("ratelimit-remaining", "0"), ("ratelimit-reset", whole)) if code == Code.RESOURCE_EXHAUSTED else ()
+    return (("retry-after", whole), *limited)
+
+
+def retry_after_s(status: bytes) -> float:
+    """Seconds of the google.rpc.RetryInfo in a serialised google.rpc.Status; 0.0 if there is none."""
+    info = error_details_pb2.RetryInfo()
+    for detail in status_pb2.Status.FromString(status).details:
+        if detail.Unpack(info):
+            return float(info.retry_delay.ToNanoseconds()) / 1e9
+    return 0.0
 
 
 def error_body(code: int, message: str, request_id: str, status: bytes = b"") -> bytes:

@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nexus_grpc import logs
+from nexus_grpc.ipc.control import Message
 from nexus_grpc.ipc.errors import NexusError
+from nexus_grpc.settings import Settings
+from nexus_grpc.supervisor.access import AccessKeeper
 from nexus_grpc.supervisor.catalogue import Version
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_operations import ModelOperations
@@ -22,8 +25,19 @@ LINGER_TICK_SECONDS = 1.0
 class Administration:
     """`calls` takes the fronts' calls from the beginning; start() begins the background work once the server serves."""
 
-    def __init__(self, lifecycle: Lifecycle, fronts: Sequence[FrontSlot], workers: Sequence[WorkerSlot]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        fronts: Sequence[FrontSlot],
+        workers: Sequence[WorkerSlot],
+        publish: Callable[[Message], None],
+    ) -> None:
         self._lifecycle = lifecycle
+        # Whom the fronts let in; None where they ask nobody.
+        self.access: AccessKeeper | None = None
+        if settings.auth != "off":
+            self.access = AccessKeeper(settings, lifecycle.registry, lifecycle.registry_call, publish)
         self._log = logs.logger()
         self._statistics = VariantStatistics(lifecycle, fronts, workers)
         self._poll = Poll(lifecycle)
@@ -33,7 +47,25 @@ class Administration:
         self._tasks: list[asyncio.Task[None]] = []
         lifecycle.deployment.shadow_died = self._shadow_died
 
+    def begin(self) -> None:
+        """Before anything listens. Raises StorageFailed."""
+        if self.access is not None:
+            self.access.begin()
+
+    def first_messages(self) -> list[Message]:
+        """For a front that is about to listen."""
+        return [self.access.message()] if self.access is not None else []
+
+    def heard(self, message: Message, send: Callable[[Message], None]) -> None:
+        """A front's `call` or `credentials`. `send` is how to answer it."""
+        if message["type"] == "call":
+            self.calls.begin(message, send)
+        elif self.access is not None:
+            self.access.heard(message)
+
     def start(self) -> None:
+        if self.access is not None:
+            self.access.start()
         with contextlib.suppress(NexusError):
             self._statistics.restore()
         loop = asyncio.get_running_loop()
@@ -60,5 +92,7 @@ class Administration:
         """No more changes: those under way end, for so long at most."""
         for task in self._tasks:
             task.cancel()
+        if self.access is not None:
+            await self.access.stop()
         await self.calls.close(seconds)
         await asyncio.to_thread(self._lifecycle.registry.close)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nexus_grpc import logs
+from nexus_grpc import compiled, logs
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor.catalogue import READY, UNLOADED, Catalogue, Version
@@ -31,9 +31,15 @@ def announce(settings: Settings, catalogue: Catalogue, worker_cores: list[list[i
         models=catalogue.ready_count,
         fronts=settings.fronts,
         workers=len(worker_cores),
+        hot_path=_hot_path(settings),
         seconds=round(seconds, 2),
     )
     print_banner(settings, catalogue, worker_cores)
+
+
+def _hot_path(settings: Settings) -> str:
+    reason = compiled.why_not() if settings.compiled else "--no-compiled"
+    return f"sources ({reason})" if reason else "compiled"
 
 
 def print_banner(settings: Settings, catalogue: Catalogue, worker_cores: list[list[int]]) -> None:

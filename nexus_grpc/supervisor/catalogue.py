@@ -12,6 +12,7 @@ loaded anew (its file changed) gets a slot beside the old one.
 import base64
 import collections
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -79,11 +80,12 @@ class Version:
             "incarnation": self.incarnation,
             "name": self.name,
             "version": self.version,
-            "path": self.path,
+            # Its working directory is another one.
+            "path": os.path.abspath(self.path),
             "config": base64.b64encode(config.SerializeToString()).decode() if config is not None else None,
             "policy": dataclasses.asdict(self.entry.policy),
             "labels": dict(self.entry.labels),
-            "warmup_files": {name: str(path) for name, path in self.entry.warmup_files.items()},
+            "warmup_files": {name: os.path.abspath(path) for name, path in self.entry.warmup_files.items()},
             "default_max_batch_size": default_max_batch_size,
             "variant": "",
             "version_name": self.version_name,

@@ -59,6 +59,7 @@ class Deployment:
         self.shadow_died: Callable[[Version, int], None] = lambda _version, _worker: None
         # Slot → (candidate's slot, basis points).
         self._shadows: dict[int, tuple[int, int]] = {}
+        self._unconfined: list[str] = []
 
     # --- loading ---
 
@@ -130,7 +131,7 @@ class Deployment:
             worker.child.kill()
 
     def on_message(self, worker: WorkerSlot, message: Message) -> None:
-        """`started`, `loaded`, `load_failed` or `unloaded`."""
+        """`unconfined`, `started`, `loaded`, `load_failed` or `unloaded`."""
         kind, slot = message["type"], message.get("slot", 0)
         if kind == "started":
             self.started(worker)
@@ -143,6 +144,10 @@ class Deployment:
         elif kind == "load_failed":
             self._catalogue.failed(slot, message["reason"], worker.index)
             self._answered(worker, slot)
+        elif kind == "unconfined" and message["missing"] != self._unconfined:
+            # The same for every worker: said once.
+            self._unconfined = message["missing"]
+            self._log.warning("workers are not confined as they should be: see SECURITY.md", missing=self._unconfined)
 
     def _answered(self, worker: WorkerSlot, slot: int) -> None:
         version = self._catalogue.by_slot(slot)

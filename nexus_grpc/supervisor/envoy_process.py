@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nexus_grpc.settings import Settings
+from nexus_grpc.supervisor.environment import envoy_environment
 from nexus_grpc.supervisor.envoy_admin import Admin
 from nexus_grpc.supervisor.envoy_log import LogPump
 
@@ -64,7 +65,7 @@ class EnvoyProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log.writer,
                 stderr=self._log.writer,
-                env={**os.environ, "TZ": "UTC"},
+                env=envoy_environment(),
                 start_new_session=True,  # Ctrl-C is for the supervisor
             )
         finally:

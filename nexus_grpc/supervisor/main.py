@@ -2,9 +2,11 @@
 
 import sys
 
+import setproctitle
 import uvloop
 
 from nexus_grpc import logs
+from nexus_grpc.ipc.confinement import keep_private
 from nexus_grpc.ipc.errors import StorageFailed
 from nexus_grpc.ipc.segment import SegmentError
 from nexus_grpc.registry.open import open_registry
@@ -22,6 +24,9 @@ EXIT_FINE, EXIT_FAILED = 0, 1
 def run(settings: Settings) -> int:
     """Serve; return the exit code. Raises ConfigurationError when the model repository cannot be read, or Envoy not be
     started."""
+    # In place of the command line, which may have a database's password in it.
+    setproctitle.setproctitle("nexus: supervisor")
+    keep_private()
     logs.configure(settings.log_format, settings.log_level, "supervisor")
     check_sidecar(settings)
     entries = scan(settings.model_repository)

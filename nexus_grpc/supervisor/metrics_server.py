@@ -1,5 +1,6 @@
 """The supervisor's HTTP server: GET /metrics for Prometheus, GET /metrics/json for people and the page."""
 
+import http
 import json
 import socket
 import socketserver
@@ -11,8 +12,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from nexus_grpc.ipc.errors import Code
-from nexus_grpc.rest.errors import error_body
+from nexus_grpc.access.gate import API_KEY, AUTHORIZATION, Gate
+from nexus_grpc.access.rules import RULES
+from nexus_grpc.ipc.errors import Code, NexusError
+from nexus_grpc.rest.errors import error_body, http_status
 from nexus_grpc.supervisor.metrics import MetricsCollector, MetricsSources
 from nexus_grpc.supervisor.metrics_summary import summary_of
 
@@ -49,8 +52,11 @@ class MetricsServer:
         self._thread.join()
 
 
-def serve(current: Callable[[], MetricsSources], host: str, port: int) -> MetricsServer:
+def serve(current: Callable[[], MetricsSources], host: str, port: int, gate: Gate | None = None) -> MetricsServer:
     """Serves the metrics on http://host:port/metrics and /metrics/json from a daemon thread; port 0 picks a free one.
+
+    Args:
+        gate: recognises callers, where they need a credential.
 
     Raises:
         OSError: the address can't be bound, e.g. the port is taken (errno EADDRINUSE).
@@ -58,19 +64,25 @@ def serve(current: Callable[[], MetricsSources], host: str, port: int) -> Metric
     registry = CollectorRegistry()
     registry.register(MetricsCollector(current))
     server_class = _Server6 if ":" in host else _Server
-    server: WSGIServer = make_server(host, port, _application(current, registry), server_class, _Quiet)
+    server: WSGIServer = make_server(host, port, _application(current, registry, gate), server_class, _Quiet)
     thread = threading.Thread(target=server.serve_forever, daemon=True, name="metrics")
     thread.start()
     return MetricsServer(server, thread)
 
 
-def _application(current: Callable[[], MetricsSources], registry: CollectorRegistry) -> Any:
+def _application(current: Callable[[], MetricsSources], registry: CollectorRegistry, gate: Gate | None) -> Any:
     prometheus = make_wsgi_app(registry)
 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return _error(environ, start_response, "405 Method Not Allowed", Code.UNIMPLEMENTED, "this path takes GET")
+        try:
+            if gate is not None:
+                gate.admit(RULES["/metrics"], _credentials(environ), _Caller(environ.get("REMOTE_ADDR", "")))
+        except NexusError as error:
+            status = f"{http_status(error.code)} {http.HTTPStatus(http_status(error.code)).phrase}"
+            return _error(environ, start_response, status, error.code, error.message)
         if path in ("/metrics", "/"):
             return prometheus(environ, start_response)  # type: ignore[no-any-return]
         if path == "/metrics/json":
@@ -80,6 +92,24 @@ def _application(current: Callable[[], MetricsSources], registry: CollectorRegis
         return _error(environ, start_response, "404 Not Found", Code.NOT_FOUND, message)
 
     return application
+
+
+class _Caller:
+    """What the gate asks of a connection."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def peer(self) -> str:
+        return f"http:{self._address}:0"
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {}
+
+
+def _credentials(environ: dict[str, Any]) -> list[tuple[str, str]]:
+    names = {AUTHORIZATION: "HTTP_AUTHORIZATION", API_KEY: "HTTP_X_API_KEY"}
+    return [(header, environ[name]) for header, name in names.items() if name in environ]
 
 
 def _error(environ: dict[str, Any], start_response: Any, status: str, code: Code, message: str) -> Iterable[bytes]:

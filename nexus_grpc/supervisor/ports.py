@@ -10,7 +10,8 @@ import errno
 import socket
 from collections.abc import Callable
 
-from nexus_grpc.settings import Settings
+from nexus_grpc.settings import Settings, is_loopback
+from nexus_grpc.supervisor.access import AccessKeeper
 from nexus_grpc.supervisor.envoy_setup import has_sidecar
 from nexus_grpc.supervisor.metrics import MetricsSources
 from nexus_grpc.supervisor.metrics_server import MetricsServer, serve
@@ -33,12 +34,17 @@ def claim_ports(settings: Settings) -> contextlib.ExitStack:
         return claims.pop_all()
 
 
-def serve_metrics(settings: Settings, current: Callable[[], MetricsSources]) -> MetricsServer | None:
+def serve_metrics(
+    settings: Settings, current: Callable[[], MetricsSources], access: AccessKeeper | None
+) -> MetricsServer | None:
     """Answer on the metrics port, unless it is 0. Raises PortTaken."""
     if not settings.metrics_port:
         return None
     try:
-        return serve(current, settings.host, settings.metrics_port)
+        # Who is on this machine may look.
+        is_local = is_loopback(settings.host) and is_loopback(settings.rest_address)
+        gate = access.gate if access is not None and not is_local else None
+        return serve(current, settings.host, settings.metrics_port, gate)
     except OSError as error:
         raise PortTaken(
             f"{settings.host}:{settings.metrics_port} cannot be bound for metrics ({error.strerror}); stop what listens"

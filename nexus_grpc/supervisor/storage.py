@@ -82,10 +82,11 @@ def _is_there(path: Path) -> bool:
 
 def _build(folder: Path, staged: Path, file_name: str, info: Mapping[str, Any]) -> None:
     """A complete version folder, on the disk."""
-    os.makedirs(folder, mode=0o755)
+    # For our user alone, as the staged file is.
+    os.makedirs(folder.parent, mode=0o700)
+    os.mkdir(folder, mode=0o700)
     os.rename(staged, folder / file_name)
-    os.chmod(folder / file_name, 0o644)
-    descriptor = os.open(folder / INFO_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(folder / INFO_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         write_all(descriptor, json.dumps(dict(info), indent=2, ensure_ascii=False).encode())
         os.fsync(descriptor)

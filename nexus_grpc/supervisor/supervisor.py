@@ -16,6 +16,7 @@ from nexus_grpc import cpus, logs
 from nexus_grpc.ipc.control import Message
 from nexus_grpc.ipc.ring import ordering_is_proven
 from nexus_grpc.ipc.segment import SegmentError
+from nexus_grpc.limits.shared import create_table
 from nexus_grpc.registry.store import Registry
 from nexus_grpc.repository import ModelEntry
 from nexus_grpc.settings import Settings
@@ -64,8 +65,9 @@ class Supervisor:
         self._deployment = self._lifecycle.loading.deployment = Deployment(
             settings, self._catalogue, self._workers, self._fronts, self._lifecycle.table, self._deployed
         )
-        self._administration = Administration(self._lifecycle, self._fronts, self._workers)
+        self._administration = Administration(settings, self._lifecycle, self._fronts, self._workers, self._tell_fronts)
         self._sources = MetricsSources()
+        self._buckets_fd = create_table()  # the fronts' rate limits
         self._started_at_s = time.time()
         self._draining = False
         self._failure: str | None = None
@@ -75,9 +77,10 @@ class Supervisor:
 
     async def run(self) -> int:
         claims = claim_ports(self._settings)
-        metrics = serve_metrics(self._settings, lambda: self._sources)
+        metrics = serve_metrics(self._settings, lambda: self._sources, self._administration.access)
         self._take_signals()
         self._lifecycle.begin(self._entries)
+        self._administration.begin()
         try:
             if has_sidecar(self._settings):
                 self._sidecar = Sidecar(self._settings, self._cpus, self._sidecar_changed)
@@ -147,8 +150,8 @@ class Supervisor:
     def _announce(self) -> None:
         if not ordering_is_proven():
             self._log.warning("this CPU's memory ordering is not covered by docs/decisions/0002: untested here")
-        cores = [worker.cores for worker in self._workers]
-        announce(self._settings, self._catalogue, cores, time.time() - self._started_at_s)
+        seconds = time.time() - self._started_at_s
+        announce(self._settings, self._catalogue, [worker.cores for worker in self._workers], seconds)
 
     # --- workers ---
 
@@ -165,7 +168,7 @@ class Supervisor:
             "index": child.index,
             "generation": child.generation,
             "supervisor_pid": os.getpid(),
-            "settings": self._settings.model_dump_json(),
+            "compiled": self._settings.compiled,
         }
 
     def _on_worker_message(self, child: Child, message: Message) -> None:
@@ -242,8 +245,9 @@ class Supervisor:
         envoy_socket = self._sidecar.socket_name(front.index) if self._sidecar is not None else ""
         crowded = self._cpus if envoy_socket and len(self._cpus) <= len(self._fronts) + len(self._workers) else []
         cores = {"cpus": others, "own_cpu": own, "crowded_cpus": crowded}
-        hello = {**self._hello(child), **cores, "envoy_socket": envoy_socket}
-        child.send(hello, front.new_descriptors())
+        settings = self._settings.model_dump_json(exclude={"registry_url"})  # a password that fronts have no use for
+        hello = {**self._hello(child), **cores, "envoy_socket": envoy_socket, "settings": settings}
+        child.send(hello, [*front.new_descriptors(), os.dup(self._buckets_fd)])
         for worker in self._workers:
             if worker.ready:
                 self._join(front, worker, front)
@@ -253,8 +257,8 @@ class Supervisor:
 
     def _tell_front_all(self, front: FrontSlot) -> None:
         assert front.child is not None
-        front.child.send(self._deployment.table_message())
-        front.child.send({"type": "listen"})
+        for message in (*self._administration.first_messages(), self._deployment.table_message(), {"type": "listen"}):
+            front.child.send(message)
 
     def _deployed(self) -> None:
         """What is in memory has changed."""
@@ -263,8 +267,8 @@ class Supervisor:
 
     def _on_front_message(self, child: Child, message: Message) -> None:
         front = self._fronts[child.index]
-        if message["type"] == "call":
-            self._administration.calls.begin(message, child.send)
+        if message["type"] in ("call", "credentials"):
+            self._administration.heard(message, child.send)
         elif message["type"] == "routed":
             self._deployment.routed(front.index, message["epoch"])
         elif message["type"] == "ready":

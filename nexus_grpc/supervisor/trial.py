@@ -22,7 +22,7 @@ from nexus_grpc.repository import ModelEntry
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor.catalogue import Version
 from nexus_grpc.supervisor.child import exit_text
-from nexus_grpc.supervisor.environment import with_huge_pages
+from nexus_grpc.supervisor.environment import trial_environment
 
 TRIAL_MODULE = "workers.trial"
 # Each has a session of its own in memory, and takes processor time from workers that serve.
@@ -31,12 +31,6 @@ AT_ONCE_MAX = 2
 ANSWER_BYTES_MAX = 64 << 20
 COMPLAINT_BYTES_KEPT = 4096
 MIB = 1 << 20
-
-# What the process needs of our environment to find Python, this package, and shared libraries; nothing that is a
-# secret (NEXUS_*) or steers onnxruntime (ORT_*).
-_KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "PYTHONHOME")
-# numpy's threads are idle here, and their stacks count against the address space.
-_VARIABLES = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 _STEPS = {
     "scan": "looking through it",
@@ -90,9 +84,7 @@ async def try_model(path: str | Path, name: str, version: str, entry: ModelEntry
 
 
 def _order(path: str | Path, version: str, entry: ModelEntry, settings: Settings) -> bytes:
-    order = Version(entry, version, os.path.abspath(path), 0, frozenset()).load_order(settings.default_max_batch_size)
-    # Its working directory is another one.
-    order["warmup_files"] = {name: os.path.abspath(file) for name, file in order["warmup_files"].items()}
+    order = Version(entry, version, os.fspath(path), 0, frozenset()).load_order(settings.default_max_batch_size)
     threads = max(1, entry.policy.session.intra_op_thread_count)
     order["supervisor_pid"] = os.getpid()
     order["limits"] = {
@@ -105,7 +97,6 @@ def _order(path: str | Path, version: str, entry: ModelEntry, settings: Settings
 
 
 async def _start() -> asyncio.subprocess.Process:
-    environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     try:
         return await asyncio.create_subprocess_exec(
             sys.executable,
@@ -115,7 +106,7 @@ async def _start() -> asyncio.subprocess.Process:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=with_huge_pages({**environment, **_VARIABLES}),
+            env=trial_environment(),
             # A group of its own, so that what it might start dies with it.
             start_new_session=True,
             limit=ANSWER_BYTES_MAX,

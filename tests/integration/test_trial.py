@@ -230,14 +230,16 @@ def test_the_process_is_confined(staged: Callable[[ModelProto], Path], monkeypat
         assert os.getpgid(process.pid) == process.pid
         assert not [name for name in process.environ() if name.startswith(("NEXUS_", "ORT_"))]
         assert os.readlink(f"/proc/{process.pid}/cwd").endswith(" (deleted)")
-        assert "NoNewPrivs:\t1" in Path(f"/proc/{process.pid}/status").read_text()
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        assert "NoNewPrivs:\t1" in status
+        assert "Seccomp:\t2" in status
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert not psutil.pid_exists(process.pid)
 
     run(look())
-    assert not list(Path(tempfile.gettempdir()).glob("nexus-trial-*"))
+    assert not list(Path(tempfile.gettempdir()).glob("nexus-empty-*"))
 
 
 @pytest.mark.parametrize(

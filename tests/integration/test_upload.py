@@ -175,7 +175,7 @@ def test_what_lies_on_the_disk_and_in_the_registry(site: Site, model: str) -> No
     assert entry.actor == version.created_by
     assert entry.actor.startswith("grpc 127.0.0.1:")
     assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model_info.json"]
-    assert oct((folder / "model.onnx").stat().st_mode & 0o777) == "0o644"
+    assert oct((folder / "model.onnx").stat().st_mode & 0o777) == "0o600"
     assert site.staged() == []
 
 

@@ -100,7 +100,7 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ring_bytes", "32KiB", "expected greater than or equal to 65536"),
         ("max_message_bytes", "64 MB", "expected a whole number"),
         ("cpus", "3-1", "cpus = '3-1' (from --cpus): the range '3-1' runs backwards"),
-        ("auth", "required", "auth = 'required' (from --auth): API keys come later; expected off"),
+        ("auth", "on", "auth = 'on' (from --auth): expected 'off', 'optional' or 'required'"),
     ],
 )
 def test_a_wrong_value(name: str, value: object, message: str) -> None:

@@ -46,6 +46,13 @@ def test_overloaded_with_retry_info_is_tried_again_when_it_says(ask: Ask) -> Non
     assert 0.3 <= gap < 1.0
 
 
+def test_unavailable_with_retry_info_waits_as_long_as_it_says(ask: Ask) -> None:
+    with ScriptedServer(Refuse(grpc.StatusCode.UNAVAILABLE, retry_after_s=0.3)) as server:
+        ask(server.address, retry=QUICK)
+        (gap,) = server.gaps_s()
+    assert 0.3 <= gap < 1.0
+
+
 def test_a_wait_beyond_the_deadline_is_not_begun(ask: Ask) -> None:
     with ScriptedServer(Refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after_s=30.0)) as server:
         begun_s = time.monotonic()
@@ -70,8 +77,9 @@ def test_the_deadline_covers_all_attempts(ask: Ask) -> None:
     timeout_s = 1.0
     with ScriptedServer(*[UNAVAILABLE] * 1000) as server:
         begun_s = time.monotonic()
+        policy = Retry(attempts=1000, wait_initial_s=0.02, wait_max_s=0.02, budget_tokens=math.inf)
         with pytest.raises(Unavailable):
-            ask(server.address, timeout_s=timeout_s, retry=Retry(attempts=1000, wait_initial_s=0.02, wait_max_s=0.02))
+            ask(server.address, timeout_s=timeout_s, retry=policy)
         took_s = time.monotonic() - begun_s
         asked = list(server.asked)
     assert len(asked) > 5
@@ -145,9 +153,9 @@ def test_a_timeout_is_positive(ask: Ask, timeout_s: float) -> None:
         ask("127.0.0.1:1", timeout_s=timeout_s)
 
 
-@pytest.mark.parametrize("wrong", [{"attempts": 0}, {"wait_initial_s": -1}, {"wait_max_s": -0.1}])
+@pytest.mark.parametrize("wrong", [{"attempts": 0}, {"wait_initial_s": -1}, {"wait_max_s": -0.1}, {"budget_tokens": 0}])
 def test_a_policy_makes_sense(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="attempts must be"):
+    with pytest.raises(ValueError, match="must be"):
         Retry(**wrong)  # type: ignore[arg-type]
 
 

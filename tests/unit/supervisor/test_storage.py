@@ -75,12 +75,12 @@ def test_a_new_model(tmp_path: Path) -> None:
     assert ([each.version for each in found.present], found.error) == ([1], None)
 
 
-def test_another_program_may_read_it(tmp_path: Path) -> None:
-    before = os.umask(0o022)
+def test_it_is_for_our_user_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
     path = put(tmp_path, "shop", 1)
     os.umask(before)
-    assert [mode(each) for each in (path, path.parent / storage.INFO_FILE)] == [0o644, 0o644]
-    assert [mode(each) for each in (path.parent, path.parent.parent)] == [0o755, 0o755]
+    assert [mode(each) for each in (path, path.parent / storage.INFO_FILE)] == [0o600, 0o600]
+    assert [mode(each) for each in (path.parent, path.parent.parent)] == [0o700, 0o700]
 
 
 def test_another_version_of_a_model(tmp_path: Path) -> None:

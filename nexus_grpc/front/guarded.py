@@ -1,0 +1,90 @@
+"""Cold methods behind the gate: none runs before its caller is known and may call it.
+
+Wraps every handler of the stock server, whoever added it: a method without a rule in access/rules.py is nobody's.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import grpc
+
+from nexus_grpc.access.gate import Gate
+from nexus_grpc.access.identity import Identity, Scope
+from nexus_grpc.access.rules import OPEN, TWIN_PREFIX, required
+from nexus_grpc.front.caller import calling
+from nexus_grpc.front.cold_methods import abort
+from nexus_grpc.front.hot_methods import HTTP_STATUS_KEY, PATHS, REQUEST_ID_KEY, request_id_of
+from nexus_grpc.front.request_ids import RequestIds
+from nexus_grpc.ipc.errors import NexusError, PermissionDenied
+from nexus_grpc.ipc.rich_errors import status_bytes
+from nexus_grpc.ipc.wire import json_body
+from nexus_grpc.rest.errors import error_body, error_headers, http_status
+
+_HOT = frozenset(PATHS.values())
+_MAKERS = {
+    (False, False): (grpc.unary_unary_rpc_method_handler, "unary_unary"),
+    (False, True): (grpc.unary_stream_rpc_method_handler, "unary_stream"),
+    (True, False): (grpc.stream_unary_rpc_method_handler, "stream_unary"),
+    (True, True): (grpc.stream_stream_rpc_method_handler, "stream_stream"),
+}
+# (the caller) → nothing, or raises NexusError: what else a call has to pass.
+Further = Callable[[Identity], None]
+
+
+class _Details(NamedTuple):
+    """grpc.HandlerCallDetails."""
+
+    method: str
+    invocation_metadata: Any
+
+
+class GateInterceptor(grpc.ServerInterceptor):
+    """Args:
+    gate: recognises callers.
+    further: what else a caller has to pass, such as a rate limit.
+    ids: for answers to REST callers who bring no request id.
+    """
+
+    def __init__(self, gate: Gate, further: Further, ids: RequestIds) -> None:
+        self._gate = gate
+        self._further = further
+        self._ids = ids
+
+    def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Any], handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
+        """grpc's hook: the handler of a method, guarded. The hot methods pass the gate by themselves."""
+        handler = continuation(handler_call_details)
+        path = handler_call_details.method
+        if handler is None or path in _HOT:
+            return handler
+        scope = required(path)
+        if scope == OPEN:
+            return handler
+        make, name = _MAKERS[handler.request_streaming, handler.response_streaming]
+        guarded = functools.partial(self._call, getattr(handler, name), scope, path)
+        return make(guarded, handler.request_deserializer, handler.response_serializer)
+
+    def _call(
+        self, behaviour: Callable[..., Any], scope: Scope | None, path: str, request: Any, context: grpc.ServicerContext
+    ) -> Any:
+        try:
+            if scope is None:
+                raise PermissionDenied("this method is open to nobody", reason="NO_RULE")
+            identity = self._gate.admit(scope, context.invocation_metadata() or (), context)  # type: ignore[arg-type]
+            self._further(identity)
+        except NexusError as error:
+            return self._refuse(path, error, context)
+        with calling(identity):
+            return behaviour(request, context)
+
+    def _refuse(self, path: str, error: NexusError, context: grpc.ServicerContext) -> bytes:
+        """As the methods answer themselves: REST's by HttpBody."""
+        if not path.startswith(TWIN_PREFIX):
+            abort(context, error)
+        request_id = request_id_of(context.invocation_metadata() or (), self._ids).decode()
+        details = status_bytes(error)
+        status = (HTTP_STATUS_KEY, str(http_status(error.code, error.reason)))
+        context.send_initial_metadata(((REQUEST_ID_KEY, request_id), status, *error_headers(error.code, details)))
+        return json_body(error_body(error.code, error.message, request_id, details))

@@ -1,0 +1,85 @@
+"""nexus_grpc/compiled: used only when it was built from the sources that are there."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nexus_grpc import compiled
+from nexus_grpc.compiled import build
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / compiled.MANIFEST).write_text(json.dumps(compiled.manifest()))
+    return tmp_path
+
+
+def test_sources_that_have_not_changed(folder: Path) -> None:
+    assert compiled.why_not(folder) == ""
+
+
+def test_a_source_that_has_changed(folder: Path) -> None:
+    manifest = compiled.manifest()
+    manifest["sources"]["nexus_grpc.front.link"] = "0" * 64
+    (folder / compiled.MANIFEST).write_text(json.dumps(manifest))
+    assert "make setup" in compiled.why_not(folder)
+    assert not compiled.use(folder)
+
+
+def test_another_python(folder: Path) -> None:
+    (folder / compiled.MANIFEST).write_text(json.dumps({**compiled.manifest(), "suffix": ".cpython-399.so"}))
+    assert "another Python" in compiled.why_not(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"], ids=["empty", "cut", "list", "no text"])
+def test_a_broken_manifest(folder: Path, content: bytes) -> None:
+    (folder / compiled.MANIFEST).write_bytes(content)
+    assert compiled.why_not(folder)
+
+
+def test_nothing_built(tmp_path: Path) -> None:
+    assert compiled.why_not(tmp_path).startswith("not built")
+    assert not compiled.use(tmp_path)
+
+
+def test_every_module_is_there_once() -> None:
+    assert len(set(compiled.MODULES)) == len(compiled.MODULES)
+    assert [module for module in compiled.MODULES if not compiled.source_of(module).is_file()] == []
+
+
+def test_this_process_runs_the_sources() -> None:
+    """Unit tests hand in stand-ins, which compiled code refuses."""
+    from nexus_grpc.front import dispatcher
+
+    assert str(dispatcher.__file__).endswith(".py")
+
+
+@pytest.mark.skipif(bool(compiled.why_not()), reason="the hot path is not compiled here")
+def test_what_is_built_is_what_is_imported() -> None:
+    program = (
+        "from nexus_grpc import compiled; assert compiled.use(); import importlib;"
+        "print([importlib.import_module(m).__file__.endswith(compiled.SUFFIX) for m in compiled.MODULES])"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(shown.stdout.lower()) == [True] * len(compiled.MODULES)
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    """People are told, and served; CI fails."""
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setattr(build, "why_not", lambda: "not built")
+    for ci, code in (("false", 0), ("true", 1)):
+        monkeypatch.setenv("CI", ci)
+        assert build.main() == code
+    assert re.search(r"no-such-compiler.*works all the same", capsys.readouterr().err)
+
+
+def test_there_is_a_compiler_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a build that silently does nothing is seen."""
+    if shutil.which("cc") or shutil.which("gcc"):
+        assert build.missing() == ""
