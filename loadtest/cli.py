@@ -134,6 +134,9 @@ def _bench(arguments: argparse.Namespace, given: list[str], progress: Console) -
                     folder, arguments.nexus, arguments.model_repository, arguments.workers, rest="rest" in kinds
                 )
             )
+        if "guarded" in kinds:
+            guarded = (folder, arguments.nexus, arguments.model_repository, arguments.workers)
+            servers["guarded"] = stack.enter_context(processes.guarded_server(*guarded))
         if "sources" in kinds:
             servers["sources"] = stack.enter_context(
                 processes.nexus_server(

@@ -40,11 +40,12 @@ class Call:
         return payloads.frames(self.messages)
 
 
-def verify(target: str, call: Call) -> int:
-    """Sends the call and checks every answer; returns the bytes of the answers on the wire, prefixes included."""
+def verify(target: str, call: Call, key: str = "") -> int:
+    """Sends the call and checks every answer; returns the bytes of the answers on the wire, prefixes included.
+    `key`: an API key to send."""
     with grpc.insecure_channel(target) as channel:
         try:
-            answers = _send(channel, call)
+            answers = _send(channel, call, (("x-api-key", key),) if key else ())
         except grpc.RpcError as error:
             raise VerificationError(f"{call.path}: {_describe(error)}") from error
     if len(answers) != len(call.messages):
@@ -57,11 +58,11 @@ def verify(target: str, call: Call) -> int:
     return len(payloads.frames(answers))
 
 
-def _send(channel: Any, call: Call) -> list[bytes]:
+def _send(channel: Any, call: Call, metadata: tuple[tuple[str, str], ...]) -> list[bytes]:
     # No serializers: the bytes go out as they are, the same ones that h2load sends.
     if call.is_stream:
-        return list(channel.stream_stream(call.path)(iter(call.messages), timeout=TIMEOUT_S))
-    return [channel.unary_unary(call.path)(call.messages[0], timeout=TIMEOUT_S)]
+        return list(channel.stream_stream(call.path)(iter(call.messages), timeout=TIMEOUT_S, metadata=metadata))
+    return [channel.unary_unary(call.path)(call.messages[0], timeout=TIMEOUT_S, metadata=metadata)]
 
 
 def verify_rest(origin: str, call: Call) -> bytes:

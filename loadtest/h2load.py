@@ -87,23 +87,34 @@ def percentile(ordered: Sequence[int], percent: float) -> int:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
-def command(url: str, body: Path, in_flight: int, request_count: int, log: Path | None, rate: float = 0.0) -> list[str]:
-    """`rate`: requests sent per second, as long as no more than `in_flight` are out; 0: as fast as answers come."""
+def command(
+    url: str, body: Path, in_flight: int, request_count: int, log: Path | None, rate: float = 0.0, key: str = ""
+) -> list[str]:
+    """`rate`: requests sent per second, as long as no more than `in_flight` are out; 0: as fast as answers come.
+    `key`: an API key to send."""
     connections, streams = CONNECTIONS[in_flight]
     # Counted, not timed (-D): a timed run ends by cancelling what is in flight, which the server would count as
     # CANCELLED, and answers that are not OK are just what the runner looks for.
     arguments = ["h2load", "-n", str(request_count), "-c", str(connections), "-m", str(streams), "-d", str(body)]
     arguments += ["-H", "te: trailers", "-H", "content-type: application/grpc"]
+    arguments += ["-H", f"x-api-key: {key}"] if key else []
     arguments += ["--rps", f"{rate / connections:.0f}"] if rate else []
     return [*arguments, *(["--log-file", str(log)] if log else []), url]
 
 
 def run(
-    url: str, body: Path, in_flight: int, request_count: int, log: Path | None, limit_s: float, rate: float = 0.0
+    url: str,
+    body: Path,
+    in_flight: int,
+    request_count: int,
+    log: Path | None,
+    limit_s: float,
+    rate: float = 0.0,
+    key: str = "",
 ) -> Summary:
     if log:
         log.unlink(missing_ok=True)  # h2load appends
-    arguments = command(url, body, in_flight, request_count, log, rate)
+    arguments = command(url, body, in_flight, request_count, log, rate, key)
     try:
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=limit_s)
     except subprocess.TimeoutExpired as error:
@@ -117,9 +128,16 @@ def run(
 
 
 def measure(
-    url: str, body: Path, in_flight: int, request_count: int, log: Path, limit_s: float, rate: float = 0.0
+    url: str,
+    body: Path,
+    in_flight: int,
+    request_count: int,
+    log: Path,
+    limit_s: float,
+    rate: float = 0.0,
+    key: str = "",
 ) -> Load:
-    summary = run(url, body, in_flight, request_count, log, limit_s, rate)
+    summary = run(url, body, in_flight, request_count, log, limit_s, rate, key)
     durations, failed_count = parse_log(log.read_text())
     if failed_count or len(durations) != request_count:
         raise H2loadError(
@@ -129,11 +147,11 @@ def measure(
     return Load(summary, percentile(durations, 50), percentile(durations, 99))
 
 
-def calibrate(url: str, body: Path, in_flight: int) -> float:
+def calibrate(url: str, body: Path, in_flight: int, key: str = "") -> float:
     """Warms the server's path up and returns its rate, with more and more requests until they take 0.4 s."""
     request_count = in_flight * 4
     while True:
-        summary = run(url, body, in_flight, request_count, None, limit_s=30.0)
+        summary = run(url, body, in_flight, request_count, None, limit_s=30.0, key=key)
         if summary.seconds >= 0.4:
             return summary.requests_per_second
         request_count *= 4

@@ -8,7 +8,7 @@ from loadtest import payloads
 from loadtest.clients import Call
 from loadtest.payloads import BATCH_ROWS, STREAM_MESSAGES, Expected, WrongAnswerError
 
-Kind = Literal["echo", "nexus", "sources", "rest", "envoy", "ort", "quiet", "loading", "idle"]
+Kind = Literal["echo", "nexus", "sources", "guarded", "rest", "envoy", "ort", "quiet", "loading", "idle"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ ROWS = (
     Row("echo-32", "echo, 32 in flight", "echo", "infer", 32),
     Row("infer-32", "ModelInfer, 32 in flight", "nexus", "infer", 32, reference="echo-32"),
     Row("sources-32", "… with --no-compiled", "sources", "infer", 32, reference="echo-32"),
+    Row("guarded-32", "… with an API key, --auth required", "guarded", "infer", 32, reference="infer-32"),
     Row("echo-256", "echo, 256 in flight", "echo", "infer", 256),
     Row("infer-256", "ModelInfer, 256 in flight", "nexus", "infer", 256, reference="echo-256"),
     Row("envoy-256", "Envoy answering by itself, 256 connections ²", "envoy", "rest", 256),
@@ -129,6 +130,7 @@ def targets(results: dict[str, Result]) -> list[Target]:
     return [
         _unary(good, 32),
         _unary(good, 256),
+        _guarded(good),
         _holds_at_256(good),
         _latency(good),
         _rest_rate(good),
@@ -151,6 +153,14 @@ def _unary(good: dict[str, Result], in_flight: int) -> Target:
     if result is None or result.ratio is None:
         return _verdict(text, None, "not measured")
     return _verdict(text, result.ratio >= 4.0, f"{result.ratio:.2f} ×")
+
+
+def _guarded(good: dict[str, Result]) -> Target:
+    text = "ModelInfer at 32 in flight with an API key: at least 0.9 of the rate without"
+    result = good.get("guarded-32")
+    if result is None or result.ratio is None:
+        return _verdict(text, None, "not measured")
+    return _verdict(text, result.ratio >= 0.9, f"{result.ratio:.2f}")
 
 
 def _holds_at_256(good: dict[str, Result]) -> Target:

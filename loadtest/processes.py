@@ -1,6 +1,7 @@
 """The processes of a run: started, watched from outside (CPU, memory, metrics), and stopped whatever happens."""
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -39,6 +40,8 @@ class Server:
     port: int = 0
     metrics_port: int = 0
     rest_port: int = 0
+    # An API key for it; empty where it asks for none.
+    key: str = ""
     # Every process ever seen below the leader, so that none is forgotten when the leader dies first.
     seen: dict[int, psutil.Process] = field(default_factory=dict)
 
@@ -192,6 +195,22 @@ def nexus_server(
             raise StartError(f"nexus serve: {error}\n{server.log_tail()}") from error
         if rest:
             _wait_for_port(server)
+        yield server
+
+
+@contextlib.contextmanager
+def guarded_server(folder: Path, nexus: Path, repository: Path, workers: int | None) -> Iterator[Server]:
+    """One that asks for API keys, and a key."""
+    made = subprocess.run(
+        [str(nexus), "keys", "create", "bench", "--scopes", "predict,read"],
+        env={**os.environ, "NEXUS_DATA_DIR": str(folder / "guarded-data")},
+        capture_output=True,
+        text=True,
+    )
+    if made.returncode:
+        raise StartError(f"nexus keys create: {made.stderr}")
+    with nexus_server(folder, nexus, repository, workers, False, "--auth", "required", name="guarded") as server:
+        server.key = made.stdout.strip()
         yield server
 
 

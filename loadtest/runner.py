@@ -123,10 +123,10 @@ class Runner:
 
     def _load(self, row: Row) -> Result:
         server, call = self.servers[SERVER_OF.get(row.kind, row.kind)], call_of(row, self._expected)
-        answer_bytes = verify(server.target, call)
+        answer_bytes = verify(server.target, call, server.key)
         url, body = f"http://{server.target}{call.path}", self.folder / f"{row.name}.bin"
         body.write_bytes(call.body)
-        rate = h2load.calibrate(url, body, row.in_flight)  # warms up, too
+        rate = h2load.calibrate(url, body, row.in_flight, server.key)  # warms up, too
         if row.offered:
             # The row that it is compared with has set the rate.
             rate = self._offered.setdefault(row.offered, rate * row.offered)
@@ -136,14 +136,14 @@ class Runner:
         cpu = processes.cpu_seconds(server)
         log = self.folder / "h2load.log"
         limit_s, offered = self.seconds * 4 + 30, rate if row.offered else 0.0
-        load = h2load.measure(url, body, row.in_flight, stream_count, log, limit_s, offered)
+        load = h2load.measure(url, body, row.in_flight, stream_count, log, limit_s, offered, server.key)
         cpu_by_role = processes.cpu_seconds_since(server, cpu)
         rss_mib = processes.rss_mib(server)
 
         if server.metrics_port:  # first, because it can name the error
             self._check_codes(server, codes, stream_count)
         check_size(load.summary.data_bytes, stream_count, answer_bytes, SIZE_SLACK[row.method])
-        verify(server.target, call)
+        verify(server.target, call, server.key)
         return _result(row, load, cpu_by_role, stream_count, rss_mib)
 
     def _rest_load(self, row: Row) -> Result:

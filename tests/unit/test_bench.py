@@ -158,6 +158,7 @@ def test_one_wrong_repeat_fails_the_row_and_leaves_its_targets_unmeasured() -> N
 def test_targets() -> None:
     results = {
         "infer-32": Result(requests_per_second=30e3, ratio=4.1, rss_mib={"front": 91.0, "worker": 100.0}),
+        "guarded-32": Result(requests_per_second=28e3, ratio=0.89),
         "infer-256": Result(requests_per_second=29e3, ratio=3.9),
         "echo-1": Result(p50_us=90.0),
         "infer-1": Result(p50_us=90.0),
@@ -173,7 +174,7 @@ def test_targets() -> None:
         "idle": Result(idle_cpu_percent=0.4),
     }
     verdicts = [target.verdict for target in plan.targets(results)]
-    expected = ["pass", "FAIL", "info", "pass", "pass", "FAIL", "pass", "pass", "FAIL", "FAIL", "pass", "pass"]
+    expected = ["pass", "FAIL", "FAIL", "info", "pass", "pass", "FAIL", "pass", "pass", "FAIL", "FAIL", "pass", "pass"]
     assert verdicts == expected
 
 
