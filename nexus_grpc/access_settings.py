@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from nexus_grpc.setting_types import Count, Number, Seconds
+from nexus_grpc.setting_types import Number
 
 Rate = Annotated[Number, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
@@ -46,22 +46,3 @@ class AccessSettings(BaseModel):
         repr=False,
         description="Redis that shares rate limits between servers: redis://:password@host:6379/0; none if empty.",
     )
-    queue_target_ms: Number = Field(
-        100.0,
-        ge=0,
-        le=60_000,
-        description="Requests are shed, lowest priority first, while the queue's delay stays above this; 0 = never.",
-    )
-    model_max_in_flight: Count = Field(
-        0, ge=0, le=1 << 20, description="Requests that one front holds for one model version at a time; 0 = any."
-    )
-    circuit_seconds: Seconds = Field(
-        30.0, description="How long a model version that keeps failing is left alone before it is probed, in seconds."
-    )
-    circuit_failures: Number = Field(
-        0.6, ge=0, le=1, description="Share of failures that opens a model version's circuit; 0 = never."
-    )
-    circuit_requests: Count = Field(
-        3, ge=1, le=1_000_000, description="Requests that must have ended before a circuit may open."
-    )
-    circuit_probes: Count = Field(3, ge=1, le=1000, description="Successful probes that close a circuit again.")

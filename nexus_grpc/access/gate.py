@@ -4,12 +4,12 @@ What a caller may do is in rules.py; what came of a credential is remembered by 
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import unquote
+from typing import Any
 
 from nexus_grpc.access.authenticator import Authenticator, Credential
+from nexus_grpc.access.call import API_KEY, AUTHORIZATION, Connection, Metadata, caller_address
 from nexus_grpc.access.certificates import Certificates, from_auth_context
 from nexus_grpc.access.identity import Identity, Scope
 from nexus_grpc.access.issuers import parse_trust
@@ -18,22 +18,9 @@ from nexus_grpc.access.keys import ApiKey
 from nexus_grpc.access.rules import check_scope
 from nexus_grpc.ipc.errors import Unauthenticated
 
-AUTHORIZATION, API_KEY, FORWARDED_FOR = "authorization", "x-api-key", "x-forwarded-for"
 ADDRESSES_MAX = 10_000
 # Files were read by the supervisor: no path in a document is opened here.
 _NOWHERE = Path()
-
-Metadata = Iterable[tuple[str, str | bytes]]
-
-
-class Connection(Protocol):
-    """What is asked of a call besides its headers: grpc.ServicerContext has both."""
-
-    def peer(self) -> str:
-        """The other end, as gRPC writes it: ipv4:127.0.0.1:5000."""
-
-    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """What TLS knows of it; empty without TLS."""
 
 
 class Gate:
@@ -109,21 +96,3 @@ class Gate:
                 self._addresses.clear()
             known = self._addresses[address] = dataclasses.replace(identity, name=f"anonymous:{address}")
         return known
-
-
-def caller_address(peer: str, metadata: Metadata, *, port: bool = True) -> str:
-    """The caller's IP address; "unix" for one that has none.
-
-    Args:
-        peer: as gRPC writes it.
-        metadata: says whom Envoy forwards, where the peer is Envoy's socket.
-        port: with the port, where it is known.
-    """
-    peer = unquote(peer)
-    if not peer.startswith("unix"):
-        address = peer.partition(":")[2]
-        return address if port else address.rpartition(":")[0].strip("[]")
-    # The last address in this header is the one that Envoy itself saw (of a client on Envoy's own machine, that
-    # machine's address).
-    forwarded = [value for key, value in metadata if key == FORWARDED_FOR]
-    return str(forwarded[-1]).rpartition(",")[2].strip() if forwarded else "unix"

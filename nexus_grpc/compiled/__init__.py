@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # The code of all modules, which their own libraries stand for.
 SHARED = "nexus_compiled__mypyc"
 MODULES = (
+    *(f"nexus_grpc.access.{name}" for name in ("authenticator", "call", "gate")),
+    *(f"nexus_grpc.limits.{name}" for name in ("buckets", "limiter")),
     *(f"nexus_grpc.ipc.{name}" for name in ("ends", "ring", "stats", "wire")),
     *(
         f"nexus_grpc.front.{name}"
@@ -32,6 +34,7 @@ MODULES = (
             "core_choice",
             "dispatcher",
             "flight",
+            "guard",
             "hot_methods",
             "http_calls",
             "json_requests",

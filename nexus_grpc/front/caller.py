@@ -11,8 +11,8 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from nexus_grpc.access.identity import ALL_MODELS, Identity
-from nexus_grpc.access.rules import check_model
+from nexus_grpc.access.identity import ALL_MODELS, Identity, Scope
+from nexus_grpc.access.rules import check_model, required
 from nexus_grpc.ipc.errors import PermissionDenied
 
 # None: the server asks for no credentials.
@@ -45,11 +45,11 @@ def check_named(model: str) -> None:
         check_model(identity, model)
 
 
-def check_request(request: Message, answer_type: Any) -> None:
+def check_request(request: Message, method: Any) -> None:
     """Raises PermissionDenied if the caller may not use the model that a request names, or must name one.
 
     Args:
-        answer_type: descriptor of the answer's message.
+        method: the called method's descriptor.
     """
     identity = _CALLER.get()
     if identity is None or identity.models == ALL_MODELS:
@@ -60,7 +60,7 @@ def check_request(request: Message, answer_type: Any) -> None:
     model = getattr(request, field)
     if model:
         check_model(identity, model)
-    elif _first(answer_type, _LIST_FIELDS) is None:
+    elif _first(method.output_type, _LIST_FIELDS) is None or _is_change(method):
         raise PermissionDenied(f"{identity.name} may not use all models: name one in `{field}`", reason="MODEL_DENIED")
 
 
@@ -78,6 +78,11 @@ def without_hidden(answer: Message) -> Message:
     del entries[:]
     entries.extend(kept)
     return answer
+
+
+def _is_change(method: Any) -> bool:
+    """A reload of all models answers with a list, too."""
+    return required(f"/{method.containing_service.full_name}/{method.name}") is Scope.ADMIN
 
 
 def _first(descriptor: Any, names: tuple[str, ...]) -> str | None:

@@ -202,7 +202,7 @@ def _handler(method: Any, service: Service) -> Callable[[Any, grpc.ServicerConte
 
     def handle(request: Any, context: grpc.ServicerContext) -> Message:
         try:
-            check_request(request, method.output_type)
+            check_request(request, method)
             answer: Message = own(request) if own is not None else remote(request, caller_of(context, "grpc"))
             answer = without_hidden(answer)
         except NexusError as error:

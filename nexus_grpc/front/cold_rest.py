@@ -79,7 +79,7 @@ class RestService:
     def _typed(self, method: Any, given: Parameters, body: bytes, caller: Caller) -> Any:
         request = read_request(message_factory.GetMessageClass(method.input_type), body, given)
         service = self._services[method.containing_service.name]
-        check_request(request, method.output_type)
+        check_request(request, method)
         own = getattr(service, method.name, None)
         return json_of(without_hidden(own(request) if own is not None else service.forward(method, request, caller)))
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import grpc
 
-from nexus_grpc.access.gate import Gate
+from nexus_grpc.access.call import Admit
 from nexus_grpc.access.rules import RULES
 from nexus_grpc.front.core_choice import CoreChoice
 from nexus_grpc.front.dispatcher import Dispatcher
@@ -230,11 +230,11 @@ class CompletionQueueServer:
         stream_window: int,
         core: int,
         crowded: list[int],
-        gate: Gate | None = None,
+        admit: Admit | None = None,
         interceptors: Sequence[grpc.ServerInterceptor] = (),
     ) -> None:
         stock = _server._Server(thread_pool, (), interceptors, options, None, None, False)
-        self._gate = gate
+        self._admit = admit
         self.stock: grpc.Server = stock
         self._state: Any = stock._state
         self._cores = (core, crowded)
@@ -355,9 +355,9 @@ class CompletionQueueServer:
         request_id = request_id_of(event.invocation_metadata, self._ids)
         deadline_ns = monotonic_deadline_ns(event.call_details.deadline, now_ns)
         flight = hot.flight(call, hot.method, request_id, deadline_ns, now_ns)
-        if self._gate is not None:
+        if self._admit is not None:
             try:
-                flight.identity = self._gate.admit(hot.scope, event.invocation_metadata, flight)
+                flight.identity = self._admit(hot.scope, event.invocation_metadata, flight)
             except NexusError as error:
                 return self._dispatcher.refuse(flight, error)
         if hot.streaming:
@@ -372,9 +372,9 @@ class CompletionQueueServer:
         transport = _StreamCall(call.call, call.request_id)
         stream = Stream(self._dispatcher, transport, hot.method, call.request_id, call.deadline_ns, self._stream_window)
         stream.metadata = metadata
-        if self._gate is not None:
+        if self._admit is not None:
             # Anew for each message: a stream may be open for longer than its credential counts.
-            stream.identify = functools.partial(self._gate.admit, hot.scope, metadata, call)
+            stream.identify = functools.partial(self._admit, hot.scope, metadata, call)
         self._streams.add(transport)
         self._dispatcher.streams_open = len(self._streams)
         transport.open(stream)

@@ -3,7 +3,6 @@
 import functools
 import os
 import threading
-import time
 from concurrent import futures
 from typing import Any
 
@@ -11,15 +10,13 @@ import grpc
 import psutil
 
 from nexus_grpc import logs
-from nexus_grpc.access.gate import Gate
+from nexus_grpc.front.access import FrontAccess
 from nexus_grpc.front.catalogue import Catalogue
 from nexus_grpc.front.cold_methods import HOT, InferenceService, cold_handlers
 from nexus_grpc.front.cold_rest import RestService, cold_rest_handlers
 from nexus_grpc.front.completion_queue import CompletionQueueServer, contract_mismatches
 from nexus_grpc.front.dispatcher import Dispatcher
 from nexus_grpc.front.flight import Flight
-from nexus_grpc.front.guard import Guard
-from nexus_grpc.front.guarded import GateInterceptor
 from nexus_grpc.front.link import WorkerLink
 from nexus_grpc.front.model_services import ModelsService, SystemService
 from nexus_grpc.front.public_api import THREADS, public_server
@@ -27,15 +24,11 @@ from nexus_grpc.front.reflection import Health, add_reflection
 from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.routes import Route
 from nexus_grpc.front.supervised import SupervisedCalls
-from nexus_grpc.front.tls import server_credentials
 from nexus_grpc.front.traffic_service import TrafficService
 from nexus_grpc.front.upload import upload_handlers
 from nexus_grpc.ipc.control import ControlChannel, Message
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.stats import FrontStats, FrontWord, open_page
-from nexus_grpc.limits.limiter import Limiter
-from nexus_grpc.limits.redis_share import RedisShare
-from nexus_grpc.limits.shared import BucketTable
 from nexus_grpc.pb.inference import grpc_service_pb2
 from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2, traffic_pb2
 from nexus_grpc.settings import ConfigurationError, Settings
@@ -45,8 +38,6 @@ COLD_THREADS = 24
 # Received by upload.py.
 STREAMED = frozenset({"Upload"})
 KEEPALIVE_MS = 60_000
-# How often the supervisor hears of credentials.
-NEWS_SECONDS = 1.0
 KEEPALIVE_TIMEOUT_MS = 20_000
 STREAMS_PER_CONNECTION = 1024
 METADATA_MAX_BYTES = 32 << 10
@@ -95,9 +86,9 @@ class Front:
             respawn_wait_ns=int(settings.respawn_wait_seconds * 1e9),
         )
         # The server that handlers and ports are added to, and what is started and stopped.
-        self._gate, guard = self._build_gate(buckets_fd)
-        self._dispatcher.guard = guard
-        self._stock, self._server = self._build_server(guard)
+        self._access = FrontAccess(settings, buckets_fd, self._ids, channel)
+        self._dispatcher.guard = self._access.guard
+        self._stock, self._server = self._build_server()
         self._health = Health(self._stock)
         add_reflection(self._stock)
         self._supervised = SupervisedCalls(channel)
@@ -124,55 +115,14 @@ class Front:
         """The egress thread; returns when drained."""
         self._dispatcher.run()
 
-    def _build_gate(self, buckets_fd: int) -> tuple[Gate | None, Guard | None]:
-        """None where nobody is asked for a credential; None where there is nothing to check."""
-        settings = self._settings
-        table = BucketTable(buckets_fd, alone=settings.fronts == 1)
-        os.close(buckets_fd)
-        gate = None
-        if settings.auth != "off":
-            gate = Gate(
-                optional=settings.auth == "optional",
-                anonymous_per_minute=settings.anonymous_per_minute,
-                certificates=bool(settings.tls_client_ca),
-            )
-            threading.Thread(target=self._tell_news, args=(gate,), daemon=True, name="news").start()
-        if gate is None and not settings.model_per_minute:
-            return None, None
-        return gate, Guard(Limiter(table, self._share()), settings.model_per_minute)
-
-    def _share(self) -> RedisShare | None:
-        """The limits that other servers have a part in."""
-        if not self._settings.redis_url:
-            return None
-        share = RedisShare(self._settings.redis_url, self._redis_changed)
-        share.start()
-        return share
-
-    def _redis_changed(self, up: bool, text: str) -> None:
-        tell = self._log.info if up else self._log.warning
-        tell("rate limits are shared again" if up else "rate limits are this server's own: no Redis", reason=text)
-
-    def _tell_news(self, gate: Gate) -> None:
-        """For ever: what the supervisor should hear of credentials."""
-        while True:
-            time.sleep(NEWS_SECONDS)
-            used, unknown = gate.take_news()
-            if used or unknown:
-                self._channel.send({"type": "credentials", "used": used, "unknown": unknown})
-
-    def _build_server(self, guard: Guard | None) -> tuple[grpc.Server, grpc.Server | CompletionQueueServer]:
-        ids = self._ids
-        gate = self._gate
-        interceptors = (
-            (GateInterceptor(gate, guard.check_caller, ids),) if gate is not None and guard is not None else ()
-        )
+    def _build_server(self) -> tuple[grpc.Server, grpc.Server | CompletionQueueServer]:
+        ids, access = self._ids, self._access
         mismatches = contract_mismatches()
         if mismatches:
             self._log.warning("grpcio's internals do not match: serving through its public API", mismatches=mismatches)
         if mismatches or self._settings.front_api == "public":
             pool = futures.ThreadPoolExecutor(THREADS + COLD_THREADS, thread_name_prefix="call")
-            server = public_server(self._dispatcher, ids, pool, self._options(), gate, interceptors)
+            server = public_server(self._dispatcher, ids, pool, self._options(), access.admit, access.interceptors)
             return server, server
         pool = futures.ThreadPoolExecutor(COLD_THREADS, thread_name_prefix="cold")
         fast = CompletionQueueServer(
@@ -183,8 +133,8 @@ class Front:
             self._settings.stream_window,
             self._core,
             self._crowded,
-            gate,
-            interceptors,
+            access.admit,
+            access.interceptors,
         )
         return fast.stock, fast
 
@@ -215,8 +165,7 @@ class Front:
             if kind == "routes":
                 self._take_routes(message)
             elif kind == "access":
-                if self._gate is not None:
-                    self._gate.replace(message)
+                self._access.replace(message)
             elif kind in ("returned", "raised"):
                 self._supervised.answered(message)
             elif kind == "attach":
@@ -259,7 +208,7 @@ class Front:
         host = self._settings.host
         address = f"[{host}]" if ":" in host else host
         try:
-            self._add_port(f"{address}:{self._settings.grpc_port}")
+            self._access.add_port(self._stock, f"{address}:{self._settings.grpc_port}")
             if self._envoy_socket:
                 self._stock.add_insecure_port(f"unix-abstract:{self._envoy_socket}")
             self._server.start()
@@ -269,19 +218,6 @@ class Front:
         self._serving = True
         self._health.update(self._catalogue)
         self._channel.send({"type": "ready"})
-
-    def _add_port(self, address: str) -> None:
-        settings = self._settings
-        if not settings.grpc_tls_certificate:
-            self._stock.add_insecure_port(address)
-            return
-        credentials = server_credentials(
-            settings.grpc_tls_certificate,
-            settings.grpc_tls_key,
-            settings.tls_client_ca,
-            require_client=bool(settings.tls_client_ca),
-        )
-        self._stock.add_secure_port(address, credentials)
 
     def _unready(self) -> None:
         self._serving = False

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from nexus_grpc.access.gate import Gate
+from nexus_grpc.access.call import Admit
 from nexus_grpc.access.identity import Identity, Scope
 from nexus_grpc.access.rules import OPEN, TWIN_PREFIX, required
 from nexus_grpc.front.caller import calling
@@ -41,13 +41,13 @@ class _Details(NamedTuple):
 
 class GateInterceptor(grpc.ServerInterceptor):
     """Args:
-    gate: recognises callers.
+    admit: recognises callers (access/gate.py).
     further: what else a caller has to pass, such as a rate limit.
     ids: for answers to REST callers who bring no request id.
     """
 
-    def __init__(self, gate: Gate, further: Further, ids: RequestIds) -> None:
-        self._gate = gate
+    def __init__(self, admit: Admit, further: Further, ids: RequestIds) -> None:
+        self._admit = admit
         self._further = further
         self._ids = ids
 
@@ -72,7 +72,7 @@ class GateInterceptor(grpc.ServerInterceptor):
         try:
             if scope is None:
                 raise PermissionDenied("this method is open to nobody", reason="NO_RULE")
-            identity = self._gate.admit(scope, context.invocation_metadata() or (), context)  # type: ignore[arg-type]
+            identity = self._admit(scope, context.invocation_metadata() or (), context)  # type: ignore[arg-type]
             self._further(identity)
         except NexusError as error:
             return self._refuse(path, error, context)

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from nexus_grpc.access.gate import Gate
+from nexus_grpc.access.call import Admit
 from nexus_grpc.access.identity import Identity
 from nexus_grpc.access.rules import RULES
 from nexus_grpc.front.cold_methods import abort
@@ -68,9 +68,9 @@ class PublicFlight(Flight):
 class HotHandlers(grpc.GenericRpcHandler):
     """Raw-bytes handlers for the hot methods."""
 
-    def __init__(self, dispatcher: Dispatcher, ids: RequestIds, gate: Gate | None) -> None:
+    def __init__(self, dispatcher: Dispatcher, ids: RequestIds, admit: Admit | None) -> None:
         self._dispatcher = dispatcher
-        self._gate = gate
+        self._admit = admit
         self._ids = ids
         self._methods = {path: method for method, path in PATHS.items()}
 
@@ -99,6 +99,9 @@ class HotHandlers(grpc.GenericRpcHandler):
         flight.metadata = context.invocation_metadata() or ()
         try:
             flight.identity = self._admitted(flight.method, context)
+            # Nothing of a message is looked at before its sender is known.
+            if is_http(flight.method):
+                flight.message = as_hot_request(flight.method, flight.message)
         except NexusError as error:
             with self._dispatcher.turn:
                 self._dispatcher.refuse(flight, error)
@@ -110,9 +113,9 @@ class HotHandlers(grpc.GenericRpcHandler):
 
     def _admitted(self, method: int, context: grpc.ServicerContext) -> Identity | None:
         """Raises Unauthenticated or PermissionDenied."""
-        if self._gate is None:
+        if self._admit is None:
             return None
-        return self._gate.admit(RULES[PATHS[Method(method)]], context.invocation_metadata() or (), context)  # type: ignore[arg-type]
+        return self._admit(RULES[PATHS[Method(method)]], context.invocation_metadata() or (), context)  # type: ignore[arg-type]
 
     def _abandon(self, flight: PublicFlight) -> None:
         self._dispatcher.command(lambda: self._dispatcher.cancel(flight))
@@ -133,13 +136,7 @@ class HotHandlers(grpc.GenericRpcHandler):
     def _http(self, method: int) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         def handle(message: bytes, context: grpc.ServicerContext) -> bytes:
             request_id = request_id_of(context.invocation_metadata() or (), self._ids)
-            flight = PublicFlight(method, request_id, self._deadline_ns(context), message)
-            try:
-                flight.message = as_hot_request(method, message)
-                self._answered(flight, context)
-            except NexusError as error:
-                with self._dispatcher.turn:
-                    self._dispatcher.refuse(flight, error)
+            flight = self._answered(PublicFlight(method, request_id, self._deadline_ns(context), message), context)
             metadata = [(REQUEST_ID_KEY, request_id.decode())]
             if flight.code:
                 metadata += [
@@ -175,10 +172,10 @@ def public_server(
     ids: RequestIds,
     thread_pool: futures.ThreadPoolExecutor,
     options: list[tuple[str, Any]],
-    gate: Gate | None = None,
+    admit: Admit | None = None,
     interceptors: Sequence[grpc.ServerInterceptor] = (),
 ) -> grpc.Server:
     """A stock server with the hot methods' handlers."""
     server = grpc.server(thread_pool, interceptors=list(interceptors), options=options)
-    server.add_generic_rpc_handlers((HotHandlers(dispatcher, ids, gate),))
+    server.add_generic_rpc_handlers((HotHandlers(dispatcher, ids, admit),))
     return server

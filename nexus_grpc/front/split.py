@@ -115,8 +115,8 @@ def _json_key(method: int, message: bytes, name: bytes) -> bytes:
     return str(value).encode() if isinstance(value, str | int | float | bool) else b""
 
 
-class _V2Parameters(msgspec.Struct):
-    parameters: dict[str, Any] = {}
+# Not by a class statement, of which mypyc makes something that msgspec does not know.
+_V2Parameters: Any = msgspec.defstruct("_V2Parameters", [("parameters", dict[str, Any], {})])
 
 
 def _last(message: bytes, field: int) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from google.protobuf import json_format, message_factory
 from google.protobuf.message import Message
 
-from nexus_grpc.access.gate import caller_address
+from nexus_grpc.access.call import caller_address
 from nexus_grpc.front.caller import caller_name
 from nexus_grpc.ipc import control
 from nexus_grpc.ipc.control import ChannelClosed

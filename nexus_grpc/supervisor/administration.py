@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from nexus_grpc import logs
+from nexus_grpc.access.call import Admit
 from nexus_grpc.ipc.control import Message
 from nexus_grpc.ipc.errors import NexusError
 from nexus_grpc.settings import Settings
-from nexus_grpc.supervisor.access import AccessKeeper
 from nexus_grpc.supervisor.catalogue import Version
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_operations import ModelOperations
@@ -18,6 +19,9 @@ from nexus_grpc.supervisor.pool import FrontSlot, WorkerSlot
 from nexus_grpc.supervisor.traffic_operations import TrafficOperations
 from nexus_grpc.supervisor.uploads import Uploads
 from nexus_grpc.supervisor.variant_statistics import VariantStatistics
+
+if TYPE_CHECKING:
+    from nexus_grpc.supervisor.access import AccessKeeper
 
 LINGER_TICK_SECONDS = 1.0
 
@@ -35,9 +39,7 @@ class Administration:
     ) -> None:
         self._lifecycle = lifecycle
         # Whom the fronts let in; None where they ask nobody.
-        self.access: AccessKeeper | None = None
-        if settings.auth != "off":
-            self.access = AccessKeeper(settings, lifecycle.registry, lifecycle.registry_call, publish)
+        self.access = _keeper(settings, lifecycle, publish) if settings.auth != "off" else None
         self._log = logs.logger()
         self._statistics = VariantStatistics(lifecycle, fronts, workers)
         self._poll = Poll(lifecycle)
@@ -46,6 +48,11 @@ class Administration:
         self.calls = Calls(operations(models, self._traffic, uploads, self._poll))
         self._tasks: list[asyncio.Task[None]] = []
         lifecycle.deployment.shadow_died = self._shadow_died
+
+    @property
+    def admit(self) -> Admit | None:
+        """Recognises callers of the supervisor's own ports."""
+        return self.access.gate.admit if self.access is not None else None
 
     def begin(self) -> None:
         """Before anything listens. Raises StorageFailed."""
@@ -96,3 +103,10 @@ class Administration:
             await self.access.stop()
         await self.calls.close(seconds)
         await asyncio.to_thread(self._lifecycle.registry.close)
+
+
+def _keeper(settings: Settings, lifecycle: Lifecycle, publish: Callable[[Message], None]) -> "AccessKeeper":
+    # Late: it brings cryptography along.
+    from nexus_grpc.supervisor.access import AccessKeeper
+
+    return AccessKeeper(settings, lifecycle.registry, lifecycle.registry_call, publish)

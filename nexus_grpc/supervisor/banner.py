@@ -9,7 +9,7 @@ from rich.table import Table
 
 from nexus_grpc import compiled, logs
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
-from nexus_grpc.settings import Settings
+from nexus_grpc.settings import Settings, is_loopback
 from nexus_grpc.supervisor.catalogue import READY, UNLOADED, Catalogue, Version
 from nexus_grpc.supervisor.envoy_setup import address_of
 
@@ -34,7 +34,24 @@ def announce(settings: Settings, catalogue: Catalogue, worker_cores: list[list[i
         hot_path=_hot_path(settings),
         seconds=round(seconds, 2),
     )
+    exposed = clear_text(settings)
+    if exposed:
+        advice = "use TLS (see `nexus doctor`), unless whoever is on the way may have them"
+        log.warning("credentials travel in clear text", addresses=exposed, advice=advice)
     print_banner(settings, catalogue, worker_cores)
+
+
+def clear_text(settings: Settings) -> list[str]:
+    """Where other machines may send credentials without TLS: the addresses; none if callers need no credentials.
+
+    Without the metrics' port, which has no TLS to turn on (SECURITY.md), and an Envoy of somebody else's.
+    """
+    if settings.auth == "off":
+        return []
+    ports = [(settings.host, settings.grpc_port, settings.grpc_tls_certificate)]
+    if settings.envoy == "sidecar":
+        ports.append((settings.rest_address, settings.rest_port, settings.rest_tls_certificate))
+    return [address_of(host, port) for host, port, tls in ports if port and not tls and not is_loopback(host)]
 
 
 def _hot_path(settings: Settings) -> str:

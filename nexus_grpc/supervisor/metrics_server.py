@@ -12,7 +12,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from nexus_grpc.access.gate import API_KEY, AUTHORIZATION, Gate
+from nexus_grpc.access.call import API_KEY, AUTHORIZATION, Admit
 from nexus_grpc.access.rules import RULES
 from nexus_grpc.ipc.errors import Code, NexusError
 from nexus_grpc.rest.errors import error_body, http_status
@@ -52,11 +52,11 @@ class MetricsServer:
         self._thread.join()
 
 
-def serve(current: Callable[[], MetricsSources], host: str, port: int, gate: Gate | None = None) -> MetricsServer:
+def serve(current: Callable[[], MetricsSources], host: str, port: int, admit: Admit | None = None) -> MetricsServer:
     """Serves the metrics on http://host:port/metrics and /metrics/json from a daemon thread; port 0 picks a free one.
 
     Args:
-        gate: recognises callers, where they need a credential.
+        admit: recognises callers, where they need a credential.
 
     Raises:
         OSError: the address can't be bound, e.g. the port is taken (errno EADDRINUSE).
@@ -64,13 +64,13 @@ def serve(current: Callable[[], MetricsSources], host: str, port: int, gate: Gat
     registry = CollectorRegistry()
     registry.register(MetricsCollector(current))
     server_class = _Server6 if ":" in host else _Server
-    server: WSGIServer = make_server(host, port, _application(current, registry, gate), server_class, _Quiet)
+    server: WSGIServer = make_server(host, port, _application(current, registry, admit), server_class, _Quiet)
     thread = threading.Thread(target=server.serve_forever, daemon=True, name="metrics")
     thread.start()
     return MetricsServer(server, thread)
 
 
-def _application(current: Callable[[], MetricsSources], registry: CollectorRegistry, gate: Gate | None) -> Any:
+def _application(current: Callable[[], MetricsSources], registry: CollectorRegistry, admit: Admit | None) -> Any:
     prometheus = make_wsgi_app(registry)
 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -78,8 +78,8 @@ def _application(current: Callable[[], MetricsSources], registry: CollectorRegis
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return _error(environ, start_response, "405 Method Not Allowed", Code.UNIMPLEMENTED, "this path takes GET")
         try:
-            if gate is not None:
-                gate.admit(RULES["/metrics"], _credentials(environ), _Caller(environ.get("REMOTE_ADDR", "")))
+            if admit is not None:
+                admit(RULES["/metrics"], _credentials(environ), _Caller(environ.get("REMOTE_ADDR", "")))
         except NexusError as error:
             status = f"{http_status(error.code)} {http.HTTPStatus(http_status(error.code)).phrase}"
             return _error(environ, start_response, status, error.code, error.message)

@@ -10,8 +10,8 @@ import errno
 import socket
 from collections.abc import Callable
 
+from nexus_grpc.access.call import Admit
 from nexus_grpc.settings import Settings, is_loopback
-from nexus_grpc.supervisor.access import AccessKeeper
 from nexus_grpc.supervisor.envoy_setup import has_sidecar
 from nexus_grpc.supervisor.metrics import MetricsSources
 from nexus_grpc.supervisor.metrics_server import MetricsServer, serve
@@ -35,7 +35,7 @@ def claim_ports(settings: Settings) -> contextlib.ExitStack:
 
 
 def serve_metrics(
-    settings: Settings, current: Callable[[], MetricsSources], access: AccessKeeper | None
+    settings: Settings, current: Callable[[], MetricsSources], admit: Admit | None
 ) -> MetricsServer | None:
     """Answer on the metrics port, unless it is 0. Raises PortTaken."""
     if not settings.metrics_port:
@@ -43,8 +43,7 @@ def serve_metrics(
     try:
         # Who is on this machine may look.
         is_local = is_loopback(settings.host) and is_loopback(settings.rest_address)
-        gate = access.gate if access is not None and not is_local else None
-        return serve(current, settings.host, settings.metrics_port, gate)
+        return serve(current, settings.host, settings.metrics_port, None if is_local else admit)
     except OSError as error:
         raise PortTaken(
             f"{settings.host}:{settings.metrics_port} cannot be bound for metrics ({error.strerror}); stop what listens"

@@ -77,7 +77,7 @@ class Supervisor:
 
     async def run(self) -> int:
         claims = claim_ports(self._settings)
-        metrics = serve_metrics(self._settings, lambda: self._sources, self._administration.access)
+        metrics = serve_metrics(self._settings, lambda: self._sources, self._administration.admit)
         self._take_signals()
         self._lifecycle.begin(self._entries)
         self._administration.begin()

@@ -335,7 +335,7 @@ def test_nothing_is_left_behind(staged: Callable[[ModelProto], Path]) -> None:
         except ModelNotServable:
             continue
         assert build is bad.good
-    assert open_descriptors() == before
+    assert open_descriptors() <= before  # an earlier test's may be closed meanwhile
     assert psutil.Process().children() == children
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < memory + (64 << 10)  # KiB
 
