@@ -1,5 +1,6 @@
 # The server. Build: docker build -t nexus-grpc .    Run: see docker-compose.yml, or
-#   docker run -p 8001:8001 -p 8080:8080 -v ./models:/models -v nexus-data:/data nexus-grpc
+#   docker run -p 127.0.0.1:8001:8001 -p 127.0.0.1:8080:8080 -v ./models:/models -v nexus-data:/data nexus-grpc
+# For other machines: -p without 127.0.0.1, and -e NEXUS_AUTH=required; keys by `docker exec … nexus keys create NAME`.
 # For uploads user 10001 must be able to write to ./models.
 # One image for both shapes: with Envoy inside (the default), or beside it (NEXUS_ENVOY=external).
 
@@ -27,7 +28,8 @@ FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin nexus && mkdir -p /models /data && chown 10001 /models /data
 COPY --from=build /app /app
 WORKDIR /app
-# In a container, who can reach the ports is decided where they are published; hence the last two.
+# In a container, who can reach the ports is decided where they are published; hence the last two. The very last lets
+# callers do without a credential as long as NEXUS_AUTH is off, its default.
 ENV PATH=/app/.venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NEXUS_MODEL_REPOSITORY=/models \

@@ -4,7 +4,7 @@
 
 The generator is protoc-gen-connect-openapi, pinned in tools/openapi-generator/go.mod and built by `make tools`: it
 reads the google.api.http annotations and the comments of the protos. What protos cannot say is added here from
-tools/openapi.yaml: info, error answers, examples, required fields, and /metrics, which no proto describes.
+tools/openapi.yaml: info, credentials, error answers, examples, required fields, and /metrics, which no proto describes.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def generate(plugin: pathlib.Path = PLUGIN) -> Document:
 
 def finish(document: Document, extras: Document, version: str) -> Document:
     """The plugin's document, completed from openapi.yaml. Changes it; returns the result."""
-    document.pop("security", None)
+    document["security"] = extras["security"]
     document["info"] = {**extras["info"], "version": version}
     tags = [{**tag, **extras["tags"].get(tag["name"], {})} for tag in document["tags"]]
     document["tags"] = [*tags, *extras["more_tags"]]
@@ -79,6 +79,7 @@ def finish(document: Document, extras: Document, version: str) -> Document:
     components["schemas"].update(extras["schemas"])
     components["responses"] = {status: _error_response(text) for status, text in extras["errors"].items()}
     components["headers"] = extras["headers"]
+    components["securitySchemes"] = extras["security_schemes"]
     document = _short_names(document)
     for path, method, operation in operations(document):
         _complete_operation(operation, f"{method.upper()} {path}", extras)
@@ -110,18 +111,22 @@ def _complete_operation(operation: Document, name: str, extras: Document) -> Non
     operation["responses"]["200"]["headers"] = {"x-request-id": {"$ref": "#/components/headers/x-request-id"}}
     if name in extras["created"]:
         operation["responses"]["201"] = operation["responses"].pop("200")
+    if name in extras["open"]:
+        operation["security"] = []
     for rule in extras["error_rules"]:
-        if _applies(rule, name, operation):
+        if _applies(rule, name, operation, extras["open"]):
             for status in rule["statuses"]:
                 operation["responses"][status] = {"$ref": f"#/components/responses/{status}"}
     operation["responses"] = dict(sorted(operation["responses"].items()))
 
 
-def _applies(rule: Document, name: str, operation: Document) -> bool:
+def _applies(rule: Document, name: str, operation: Document, open_to_all: list[str]) -> bool:
     """Whether an error rule of openapi.yaml speaks of this operation."""
     match rule["for"]:
         case "all":
             return True
+        case "closed":
+            return name not in open_to_all
         case "bodies":
             return "requestBody" in operation
         case "paths":
@@ -131,7 +136,7 @@ def _applies(rule: Document, name: str, operation: Document) -> bool:
         case list(names):
             return name in names
     raise ValueError(
-        f"error_rules: `for` must be all, bodies, paths, changes or a list of operations, not {rule['for']!r}"
+        f"error_rules: `for` must be all, closed, bodies, paths, changes or a list of operations, not {rule['for']!r}"
     )
 
 

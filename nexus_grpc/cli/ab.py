@@ -6,12 +6,13 @@ import typer
 
 from nexus_grpc.cli.ab_status import print_status
 from nexus_grpc.cli.arguments import parse_duration, parse_percent, parse_shares, parse_steps
+from nexus_grpc.cli.credentials import RemoteTyper
 from nexus_grpc.cli.remote import CHANGE_SECONDS, DEFAULT_ADDRESS, Address, AsJson, Timeout, ask
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-app = typer.Typer(
+app = RemoteTyper(
     help="Split a model's traffic between versions: A/B tests, canaries, shadows. A usual course:\n\n"
     "nexus ab start iris --candidate 2 --percent 5\n\n"
     "nexus ab ramp iris 5,25,50,100 --every 10m --guard 'error_rate<1%' --guard 'p99<20ms'\n\n"

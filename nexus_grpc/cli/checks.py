@@ -19,7 +19,9 @@ from typing import Literal
 import psutil
 
 from nexus_grpc import compiled
+from nexus_grpc.cli.credentials import VARIABLES as CLIENT_VARIABLES
 from nexus_grpc.cpus import available_cpus, default_worker_count, parse_cpu_list, quota_cores
+from nexus_grpc.ipc.confinement import missing_support
 from nexus_grpc.ipc.errors import NexusError
 from nexus_grpc.repository import scan
 from nexus_grpc.settings import (
@@ -28,9 +30,11 @@ from nexus_grpc.settings import (
     ConfigurationError,
     Settings,
     flag_name,
+    is_loopback,
     load_settings,
     variable_name,
 )
+from nexus_grpc.supervisor.banner import clear_text
 from nexus_grpc.supervisor.envoy_setup import check_tls, find_binary, has_sidecar
 
 State = Literal["ok", "warn", "fail"]
@@ -73,6 +77,8 @@ def run_checks(config: Path | None = None) -> list[Finding]:
         check_memory,
         check_open_files,
         check_ports,
+        check_access,
+        check_confinement,
         check_envoy,
         check_compiled,
         check_libraries,
@@ -102,7 +108,7 @@ def check_settings(config: Path | None) -> tuple[Settings, list[Finding]]:
 
 def check_variables(environment: Mapping[str, str]) -> Iterator[Finding]:
     """Variables that look like a misspelt setting. Not an error: Kubernetes makes NEXUS_... variables of its own."""
-    known = [CONFIG_VARIABLE, *(variable_name(name) for name in Settings.model_fields)]
+    known = [CONFIG_VARIABLE, *CLIENT_VARIABLES, *(variable_name(name) for name in Settings.model_fields)]
     for name in sorted(environment):
         if name.startswith(ENV_PREFIX) and name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
@@ -207,6 +213,31 @@ def _bind_error(host: str, port: int) -> OSError | None:
     except OSError as error:
         return error
     return None
+
+
+def check_access(settings: Settings) -> Iterator[Finding]:
+    """Whether callers need a credential, and whether those can be read on the way."""
+    tls = "TLS" if settings.grpc_tls_certificate else "no TLS"
+    certificates = ", client certificates" if settings.tls_client_ca else ""
+    found = f"--auth {settings.auth}, {tls} on the gRPC port{certificates}"
+    exposed = clear_text(settings)
+    if exposed:
+        advice = "set --grpc-tls-certificate and --rest-tls-certificate, or trust the network"
+        yield Finding("warn", "access", f"{found}; credentials travel in clear text to {', '.join(exposed)}", advice)
+    elif settings.auth == "off" and not (is_loopback(settings.host) and is_loopback(settings.rest_address)):
+        advice = "set --auth required, unless the network in front of it is trusted"
+        yield Finding("warn", "access", f"{found}; other machines may do anything", advice)
+    else:
+        yield Finding("ok", "access", found)
+
+
+def check_confinement(_settings: Settings) -> Iterator[Finding]:
+    """Whether the kernel has what workers are confined with."""
+    missing = missing_support()
+    if missing:
+        yield Finding("warn", "confinement", "; ".join(missing), "workers run less confined: see SECURITY.md")
+    else:
+        yield Finding("ok", "confinement", "seccomp and Landlock")
 
 
 def check_envoy(settings: Settings) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from nexus_grpc.cli import ab, doctor, envoy, health, keys, models, predict, rollback, serve
+from nexus_grpc.cli.credentials import with_tls
 
 app = typer.Typer(
     name="nexus",
@@ -22,10 +23,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("serve", context_settings=serve.CONTEXT_SETTINGS)(serve.serve)
-app.command("predict", context_settings=predict.CONTEXT_SETTINGS)(predict.predict)
+app.command("predict", context_settings=predict.CONTEXT_SETTINGS)(with_tls(predict.predict))
 app.command("doctor")(doctor.doctor)
-app.command("health")(health.health)
-app.command("rollback")(rollback.rollback)
+app.command("health")(with_tls(health.health))
+app.command("rollback")(with_tls(rollback.rollback))
 app.add_typer(models.app, name="models")
 app.add_typer(ab.app, name="ab")
 app.add_typer(keys.app, name="keys")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nexus_grpc.cli import records, upload
+from nexus_grpc.cli.credentials import RemoteTyper
 from nexus_grpc.cli.output import print_json, print_table
 from nexus_grpc.cli.remote import (
     CHANGE_SECONDS,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from nexus_grpc.pb.inference.model_config_pb2 import ModelConfig
     from nexus_grpc.pb.nexus.v1.models_pb2 import ListRecordsResponse, ModelInfo
 
-app = typer.Typer(
+app = RemoteTyper(
     help="Look at the models of a running server, and change them.", no_args_is_help=True, rich_markup_mode=None
 )
 

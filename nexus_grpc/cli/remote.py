@@ -6,6 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from nexus_grpc.cli.credentials import (
+    API_KEY_VARIABLE,
+    TOKEN_VARIABLE,
+    call_metadata,
+    channel_credentials,
+    has_credential,
+)
 from nexus_grpc.cli.output import fail
 
 if TYPE_CHECKING:
@@ -32,7 +39,7 @@ def connected(address: str) -> "Iterator[grpc.Channel]":
     """A channel to the server; errors of the calls made inside end the command.
 
     Raises:
-        typer.Exit: a call failed; its error has been printed.
+        typer.Exit: a call failed, or credentials.py refused the environment; the error has been printed.
     """
     import grpc
 
@@ -40,8 +47,13 @@ def connected(address: str) -> "Iterator[grpc.Channel]":
     options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", -1)]
     if address.startswith(("127.", "localhost:", "[::1]")):
         options.append(("grpc.enable_http_proxy", 0))
+    credentials = channel_credentials()
+    if credentials is None:
+        opened = grpc.insecure_channel(address, options=options)
+    else:
+        opened = grpc.secure_channel(address, credentials, options=options)
     try:
-        with grpc.insecure_channel(address, options=options) as channel:
+        with opened as channel:
             yield channel
     except grpc.RpcError as error:
         fail(describe(error, address))
@@ -50,7 +62,7 @@ def connected(address: str) -> "Iterator[grpc.Channel]":
 def call(
     channel: "grpc.Channel", method: str, request: "Message", answer_type: type[_Answer], timeout: float
 ) -> _Answer:
-    """One unary call.
+    """One unary call, with the environment's credential.
 
     Args:
         channel: a `connected` one.
@@ -67,7 +79,7 @@ def call(
         request_serializer=type(request).SerializeToString,
         response_deserializer=answer_type.FromString,
     )
-    answer: _Answer = invoke(request, timeout=timeout)
+    answer: _Answer = invoke(request, timeout=timeout, metadata=call_metadata())
     return answer
 
 
@@ -97,7 +109,14 @@ def describe(error: "grpc.RpcError", address: str) -> str:
     code, details = error.code(), error.details() or ""
     # gRPC core's words for a connection that can't be made (a server's own UNAVAILABLE has the server's words).
     unreachable = ("failed to connect", "DNS resolution failed", "Connection refused", "Name or service not known")
+    if code == grpc.StatusCode.UNAVAILABLE and "handshake failed" in details:
+        return f"{address}: TLS failed: {' '.join(details.split())}"
     if code == grpc.StatusCode.UNAVAILABLE and any(words in details for words in unreachable):
+        if "Socket closed" in details:
+            return f"{address} closes the connection at once; if its port has TLS, add --tls-ca FILE"
         return f"no server at {address}: start one with `make serve` or `nexus serve`"
     # One line, whatever the server wrote.
-    return f"{code.name if code is not None else 'UNKNOWN'}: {' '.join(details.split())}"
+    line = f"{code.name if code is not None else 'UNKNOWN'}: {' '.join(details.split())}"
+    if code == grpc.StatusCode.UNAUTHENTICATED and not has_credential():
+        line += f" (this command sends the one in {API_KEY_VARIABLE} or {TOKEN_VARIABLE}; neither is set)"
+    return line

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nexus_grpc.cli.arguments import parse_labels
+from nexus_grpc.cli.credentials import call_metadata
 from nexus_grpc.cli.output import fail, print_json, print_table
 from nexus_grpc.cli.records import Labels
 from nexus_grpc.cli.remote import DEFAULT_ADDRESS, Address, AsJson, Timeout, connected, json_of
@@ -105,7 +106,7 @@ def _send(channel: "grpc.Channel", upload: "Upload", bar: _Bar, timeout: float) 
 
     feed = Feed(lambda message: message, _watched(upload, bar.sent))
     method = channel.stream_unary(METHOD, UploadRequest.SerializeToString, UploadResponse.FromString)
-    call = method.future(iter(feed), timeout=timeout)
+    call = method.future(iter(feed), timeout=timeout, metadata=call_metadata())
     try:
         answer: UploadResponse = call.result()
     except grpc.RpcError:

@@ -22,6 +22,7 @@ MAX_MESSAGE_BYTES = 64 << 20
 Pem = bytes | str | os.PathLike[str]
 # Sent with every attempt: fixed, or asked for each time, as tokens expire.
 MetadataSource = Mapping[str, str] | Callable[[], Mapping[str, str]]
+API_KEY_KEY = "x-api-key"
 # Ids that the server takes as they are (front/hot_methods.py); it replaces any other.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 
@@ -68,6 +69,8 @@ class ClientBase(Generic[Channel]):
             Streams have none unless they are given one.
         retry: what is tried again, see Retry.
         tls: None for plain text.
+        api_key: sent with every call as x-api-key: what `nexus keys create` printed. Over plain text anybody on the way
+            can read it: use `tls` beyond this machine.
         metadata: sent with every call, such as `{"authorization": "Bearer …"}`; a function is asked for every attempt.
         max_message_bytes: largest message, either way.
         keepalive_s: seconds of silence within a call after which the connection is probed.
@@ -82,6 +85,7 @@ class ClientBase(Generic[Channel]):
         timeout_s: float = 30.0,
         retry: Retry = DEFAULT_RETRY,
         tls: Tls | None = None,
+        api_key: str = "",
         metadata: MetadataSource | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         keepalive_s: float = 60.0,
@@ -89,11 +93,15 @@ class ClientBase(Generic[Channel]):
     ) -> None:
         if channels < 1 or max_message_bytes < 1 or not keepalive_s > 0 or not timeout_s > 0:
             raise ValueError("channels, max_message_bytes, keepalive_s and timeout_s must be positive")
+        if not _is_sendable(api_key):
+            # Not a word of it: errors end in logs.
+            raise ValueError("api_key has characters that no API key has")
         self.address = address
         self._timeout_s = timeout_s
         self._retry = retry
         self._retry_budget = RetryBudget(retry.budget_tokens)
         self._credentials = tls.credentials() if tls is not None else None
+        self._own_metadata = ((API_KEY_KEY, api_key),) if api_key else ()
         self._metadata = metadata if metadata is not None else {}
         self._channel_count = channels
         self._options = channel_options(address, tls, max_message_bytes, keepalive_s, own_connection=channels > 1)
@@ -132,12 +140,17 @@ class ClientBase(Generic[Channel]):
     def _call_metadata(self, request_id: str) -> tuple[tuple[str, str | bytes], ...]:
         """Raises InvalidInput for a request id that the server would replace."""
         given = self._metadata() if callable(self._metadata) else self._metadata
-        pairs = tuple((key.lower(), value) for key, value in given.items())
+        pairs = (*self._own_metadata, *((key.lower(), value) for key, value in given.items()))
         if not request_id:
             return pairs
         if not _REQUEST_ID(request_id):
             raise invalid("request_id: expected 1 to 128 characters of A-Z a-z 0-9 . _ : / + = @ -")
         return (*pairs, (REQUEST_ID_KEY, request_id))
+
+
+def _is_sendable(api_key: str) -> bool:
+    """Whether it can be a header's value as it is; "" can."""
+    return not api_key or (api_key.isascii() and api_key.isprintable() and " " not in api_key)
 
 
 def channel_options(

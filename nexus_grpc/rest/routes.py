@@ -27,6 +27,17 @@ _FROM_ELSEWHERE = {"name": "sec-fetch-site", "string_match": {"safe_regex": {"re
 _FROM_UNKNOWN = {"name": "sec-fetch-site", "present_match": True, "invert_match": True}
 _FROM_A_PAGE = {"name": "origin", "present_match": True}
 _FOREIGN = "pages of other origins may not change this server; cors_origins names those that may"
+# A page cannot have its visitor's browser send these elsewhere without a preflight, which only cors_origins pass: who
+# sends them is no stranger's page. Of authorization `Bearer` alone: browsers write `Basic` of a URL by themselves.
+_WITHOUT_CREDENTIAL = (
+    {"name": "x-api-key", "present_match": True, "invert_match": True},
+    {
+        "name": "authorization",
+        "string_match": {"prefix": "bearer ", "ignore_case": True},
+        "invert_match": True,
+        "treat_missing_header_as_empty": True,
+    },
+)
 # A body of unknown length may come all the same (Envoy shows no transfer-encoding here): the front reads it as JSON.
 _NO_BODY = (
     {"name": "content-type", "present_match": True, "invert_match": True},
@@ -144,6 +155,7 @@ def _served(answers: list[_Answer]) -> Iterable[dict[str, Any]]:
 def _foreign_pages(changes: list[_Answer], cors_origins: tuple[str, ...]) -> Iterable[dict[str, Any]]:
     """Refusals of what a page from elsewhere has its visitor's browser send: forms need no permission to be sent.
 
+    Not of requests with a credential in a header: no page can forge those (Source: "Employing Custom Request Headers").
     Source: https://cheatsheetseries.owasp.org/cheatsheets/Cross-Site_Request_Forgery_Prevention_Cheat_Sheet.html
     """
     if "*" in cors_origins:
@@ -159,7 +171,7 @@ def _foreign_pages(changes: list[_Answer], cors_origins: tuple[str, ...]) -> Ite
     ]
     for answer in changes:
         for signs in ([_FROM_ELSEWHERE], [_FROM_A_PAGE, _FROM_UNKNOWN]):
-            headers = [_verb_is(answer.binding.verb), *signs, *strangers]
+            headers = [_verb_is(answer.binding.verb), *signs, *strangers, *_WITHOUT_CREDENTIAL]
             yield {"match": {**_path_match(answer.binding), "headers": headers}, **_refusal(403, _FOREIGN)}
 
 

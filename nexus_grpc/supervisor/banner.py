@@ -130,9 +130,15 @@ def _examples(settings: Settings, catalogue: Catalogue) -> list[str]:
     if not request:
         return []
     address = address_of(settings.host, settings.grpc_port)
-    lines = [f"grpcurl -plaintext -d {shlex.quote(request)} {address} nexus.v1.Inference/Predict"]
+    header = ' -H "x-api-key: $NEXUS_API_KEY"' if settings.auth == "required" else ""
+    text = "" if settings.grpc_tls_certificate else " -plaintext"
+    lines = [f"grpcurl{text}{header} -d {shlex.quote(request)} {address} nexus.v1.Inference/Predict"]
     if settings.rest_port:
-        lines.insert(0, f"curl {_rest(settings).split()[0]}/predict --json {shlex.quote(request)}")
+        lines.insert(0, f"curl {_rest(settings).split()[0]}/predict{header} --json {shlex.quote(request)}")
+    if header:
+        # A registry's URL may have a password.
+        where = "--registry-url …" if settings.registry_url else f"--data-dir {shlex.quote(str(settings.data_dir))}"
+        lines.insert(0, f"export NEXUS_API_KEY=$(nexus keys create me {where})")
     return lines
 
 

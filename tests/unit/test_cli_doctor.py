@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from nexus_grpc.cli.checks import (
     Finding,
+    check_access,
+    check_confinement,
     check_cpus,
     check_libraries,
     check_memory,
@@ -42,6 +44,7 @@ def test_json_has_every_check_and_the_exit_code_follows(tmp_path: Path) -> None:
     answer = json.loads(result.stdout)
     checks = {finding["check"] for finding in answer["findings"]}
     assert {"settings", "platform", "cores", "memory", "/dev/shm", "open files", "grpcio internals", "models"} <= checks
+    assert {"access", "confinement"} <= checks
     assert {finding["state"] for finding in answer["findings"]} <= {"ok", "warn", "fail"}
     # There is no model repository here.
     assert answer["failed"] >= 1
@@ -76,6 +79,52 @@ def test_misspelt_variables() -> None:
         check_variables({"NEXUS_WORKER": "1", "NEXUS_WORKERS": "1", "NEXUS_CONFIG": "", "NEXUS_X": "", "A": ""})
     )
     assert [(finding.state, finding.advice) for finding in found] == [("warn", "did you mean NEXUS_WORKERS?")]
+
+
+def test_variables_of_the_commands_are_no_settings() -> None:
+    names = ("NEXUS_API_KEY", "NEXUS_TOKEN", "NEXUS_TLS_CA", "NEXUS_TLS_CERTIFICATE", "NEXUS_TLS_KEY")
+    assert list(check_variables(dict.fromkeys(names, "x"))) == []
+    (finding,) = check_variables({"NEXUS_APIKEY": "secret"})
+    assert finding.advice == "did you mean NEXUS_API_KEY?"
+    assert "secret" not in repr(finding)
+
+
+OPEN = {"host": "192.0.2.1", "auth": "required"}
+GRPC_TLS = {"grpc_tls_certificate": "c.pem", "grpc_tls_key": "k.pem"}
+REST_TLS = {"rest_tls_certificate": "c.pem", "rest_tls_key": "k.pem"}
+
+
+@pytest.mark.parametrize(
+    ("given", "state", "found"),
+    [
+        ({}, "ok", "--auth off, no TLS on the gRPC port"),
+        ({"auth": "required"}, "ok", "--auth required, no TLS on the gRPC port"),
+        (OPEN, "warn", "in clear text to 192.0.2.1:8001, 192.0.2.1:8080"),
+        ({**OPEN, **GRPC_TLS}, "warn", "in clear text to 192.0.2.1:8080"),
+        ({**OPEN, **REST_TLS}, "warn", "in clear text to 192.0.2.1:8001"),
+        ({**OPEN, **GRPC_TLS, **REST_TLS}, "ok", "--auth required, TLS on the gRPC port"),
+        ({**OPEN, **GRPC_TLS, "rest_port": 0, "tls_client_ca": "ca.pem"}, "ok", ", client certificates"),
+        ({"auth": "optional", "rest_host": "::"}, "warn", "in clear text to [::]:8080"),
+        ({"host": "0.0.0.0", "insecure_allow_anonymous": True}, "warn", "other machines may do anything"),
+    ],
+)
+def test_access(given: dict[str, object], state: str, found: str) -> None:
+    (finding,) = check_access(load_settings(given))
+    assert (finding.check, finding.state) == ("access", state)
+    assert finding.found.endswith(found)
+    assert bool(finding.advice) == (state == "warn")
+
+
+def test_confinement(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings({})
+    (finding,) = check_confinement(settings)
+    assert finding.check == "confinement"
+    monkeypatch.setattr("nexus_grpc.cli.checks.missing_support", lambda: [])
+    assert list(check_confinement(settings)) == [Finding("ok", "confinement", "seccomp and Landlock")]
+    monkeypatch.setattr("nexus_grpc.cli.checks.missing_support", lambda: ["Landlock: Function not implemented"])
+    (finding,) = check_confinement(settings)
+    assert (finding.state, finding.found) == ("warn", "Landlock: Function not implemented")
+    assert "SECURITY.md" in finding.advice
 
 
 def test_platform_and_libraries_are_those_of_this_release() -> None:

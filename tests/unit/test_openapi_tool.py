@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
+from nexus_grpc.access.rules import OPEN, TWIN_PREFIX, required
+from nexus_grpc.rest.http_rules import http_methods
 from tools import openapi
 
 EXTRAS = yaml.safe_load(openapi.EXTRAS.read_text())
@@ -45,6 +47,34 @@ def generated() -> dict[str, Any]:
 def finished() -> dict[str, Any]:
     required = {"V2InferRequest": ["inputs"]}
     return openapi.finish(generated(), {**EXTRAS, "required": required}, "1.2.3")
+
+
+def test_who_needs_a_credential(finished: dict[str, Any]) -> None:
+    assert set(finished["components"]["securitySchemes"]) == {"apiKey", "bearer"}
+    # None is a way, too: the server may ask for none.
+    assert finished["security"] == [{}, {"apiKey": []}, {"bearer": []}]
+    operation = finished["paths"]["/v2/models/{model_name}/infer"]["post"]
+    assert {"401", "403", "429"} <= set(operation["responses"])
+    assert "security" not in operation
+
+
+def test_an_open_operation(finished: dict[str, Any]) -> None:
+    document = generated()
+    name = "POST /v2/models/{model_name}/infer"
+    operation = openapi.finish(document, {**EXTRAS, "required": {}, "open": [name]}, "1")["paths"][name.split()[1]]
+    assert operation["post"]["security"] == []
+    assert not {"401", "403"} & set(operation["post"]["responses"])
+
+
+def test_open_are_those_that_the_rules_open() -> None:
+    """access/rules.py decides; the list in openapi.yaml repeats it."""
+    found = [
+        f"{binding.verb} {binding.template}"
+        for method in http_methods()
+        for binding in method.bindings
+        if required(TWIN_PREFIX + method.name) == OPEN
+    ]
+    assert sorted(EXTRAS["open"]) == sorted(found)
 
 
 def test_operations_are_completed(finished: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 // Talking to the server: every call ends in an answer or in an ApiError.
 
+import { apiKey } from "./credential.js";
+
 const TIMEOUT_MS = 65_000;
 
 /** What went wrong: HTTP status (0: no answer at all), code as gRPC names it, details, request id. */
@@ -21,6 +23,8 @@ export class ApiError extends Error {
 export async function call(path, { method = "GET", json, accept = [] } = {}) {
   const started = performance.now();
   const options = { method, headers: { accept: "application/json" }, cache: "no-store" };
+  const key = apiKey();
+  if (key) options.headers["x-api-key"] = key;
   options.signal = AbortSignal.timeout(TIMEOUT_MS);
   if (json !== undefined) {
     options.headers["content-type"] = "application/json";
@@ -66,14 +70,16 @@ export const listModels = () => call("/models");
 export const modelInfo = (id) => call(`/models/${encodeURIComponent(id)}`);
 export const predict = (request) => call("/predict", { method: "POST", json: request });
 
-/** A curl line for a POSIX shell. `body` is JSON text, or undefined for none; `form` a multipart form's fields instead. */
+/**
+ * A curl line for a POSIX shell. `body` is JSON text, or undefined for none; `form` a multipart form's fields instead.
+ * Where the page has an API key the line takes one from the environment: lines are copied to places that keep them.
+ */
 export function curlLine(url, { method = "GET", body, form } = {}) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-  if (form) {
-    const fields = Object.entries(form).map(([key, value]) => `-F ${quoted(`${key}=${value}`)}`);
-    return [`curl ${quoted(url)}`, ...fields].join(" \\\n  ");
-  }
-  if (body === undefined) return method === "GET" ? `curl ${quoted(url)}` : `curl -X ${method} ${quoted(url)}`;
-  const verb = method === "POST" ? "" : `-X ${method} `;
-  return `curl ${verb}${quoted(url)} \\\n  -H 'content-type: application/json' \\\n  -d ${quoted(body)}`;
+  const verb = method === (form || body !== undefined ? "POST" : "GET") ? "" : `-X ${method} `;
+  const parts = [`curl ${verb}${quoted(url)}`];
+  if (apiKey()) parts.push('-H "x-api-key: $NEXUS_API_KEY"');
+  if (form) parts.push(...Object.entries(form).map(([key, value]) => `-F ${quoted(`${key}=${value}`)}`));
+  else if (body !== undefined) parts.push("-H 'content-type: application/json'", `-d ${quoted(body)}`);
+  return parts.join(" \\\n  ");
 }

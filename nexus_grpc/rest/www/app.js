@@ -1,6 +1,7 @@
 // The page at /: server status, models, a form to predict with. Views are in views.js, the calls in api.js.
 
 import * as api from "./api.js";
+import { askForKey, isAboutCredentials, watchCredential } from "./credential.js";
 import { byId, copyText, element, facts, fill } from "./dom.js";
 import { exampleRow, formKind, parseRow, rowText } from "./rows.js";
 import { answerView, duration, errorView, modelCard, pill } from "./views.js";
@@ -61,14 +62,25 @@ function statusFacts(health) {
 // ---- models --------------------------------------------------------------------------------------------------
 
 async function refreshModels() {
-  const { body } = await api.listModels();
+  let body;
+  try {
+    ({ body } = await api.listModels());
+  } catch (error) {
+    if (!isAboutCredentials(error)) throw error;
+    // Nothing to be tried again by itself: the next key does that.
+    body = {};
+    askForKey(error);
+  }
   known.models = body.models ?? [];
   const ids = new Set(known.models.map((model) => model.id));
   for (const id of known.infos.keys()) if (!ids.has(id)) known.infos.delete(id);
-  showModels();
+  showModels(body.models ? NO_MODELS : NO_LIST);
   fillModelChoice();
   await Promise.all(known.models.map((model) => loadInfo(model.id)));
 }
+
+const NO_MODELS = "No models are served. Put one into the model repository.";
+const NO_LIST = "The server shows them to callers with an API key for that.";
 
 async function loadInfo(id) {
   try {
@@ -80,9 +92,9 @@ async function loadInfo(id) {
   if (id === known.chosen) showChosen();
 }
 
-function showModels() {
+function showModels(whyNone = NO_MODELS) {
   const list = known.models.map((model) => modelCard(model, known.infos.get(model.id), choose));
-  const none = element("p", { class: "quiet" }, "No models are served. Put one into the model repository.");
+  const none = element("p", { class: "quiet" }, whyNone);
   // A repaint must not take the focus from somebody who walks the list by keyboard.
   const focused = document.activeElement?.dataset?.model;
   fill(byId("models"), list.length ? element("ul", { class: "cards" }, ...list) : none);
@@ -189,10 +201,20 @@ async function send(event) {
     fill(byId("answer"), ...answerView(await api.predict(requestFromForm())));
   } catch (error) {
     fill(byId("answer"), errorView(error));
+    if (isAboutCredentials(error)) askForKey(error);
   } finally {
     button.removeAttribute("aria-disabled");
     button.textContent = "Predict";
   }
+}
+
+/** With another key, or none, the line is another; so may the models be. */
+function showCurlAgain() {
+  if (chosenInfo()) showCurl();
+}
+
+function showFailure(error) {
+  showState("bad", error.unreachable ? "down" : "failing", error.message);
 }
 
 function start() {
@@ -204,6 +226,7 @@ function start() {
   byId("row").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("predict").requestSubmit();
   });
+  watchCredential(() => refreshModels().then(showCurlAgain, showFailure));
   refreshStatus();
 }
 

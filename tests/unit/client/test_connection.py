@@ -94,6 +94,21 @@ def test_metadata_is_asked_for_with_every_attempt(ask: Ask) -> None:
     assert server.asked[2].metadata["x-api-key"] == "k"
 
 
+def test_an_api_key_goes_with_every_attempt(ask: Ask) -> None:
+    with ScriptedServer(Refuse(grpc.StatusCode.UNAVAILABLE)) as server:
+        ask(server.address, api_key="nxk_1", metadata={"x-customer": "c"}, request_id="mine")
+    assert [call.metadata.get("x-api-key") for call in server.asked] == ["nxk_1", "nxk_1"]
+    assert server.asked[1].metadata["x-customer"] == "c"
+
+
+@pytest.mark.parametrize("api_key", ["two words", "schlüssel", "line\n"])
+@pytest.mark.parametrize("cls", [Client, AsyncClient])
+def test_an_api_key_that_cannot_be_one_is_not_repeated(cls: type[Any], api_key: str) -> None:
+    with pytest.raises(ValueError, match="api_key") as caught:
+        cls("x:1", api_key=api_key)
+    assert api_key.strip() not in str(caught.value)
+
+
 @pytest.mark.parametrize("request_id", ["two words", "ü", "x" * 129, "a\nb"])
 def test_a_request_id_is_one_that_the_server_keeps(ask: Ask, request_id: str) -> None:
     with pytest.raises(InvalidInput, match="request_id"):

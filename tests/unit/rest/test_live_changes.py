@@ -96,6 +96,24 @@ def test_pages_that_may_and_programs_change_things(rest_port: int, binding: Bind
         assert answer.status == (201 if binding.template == "/models/upload" else 200), (headers, answer)
 
 
+@pytest.mark.parametrize("binding", CHANGES, ids=name_of)
+def test_a_credential_in_a_header_is_no_forgery(rest_port: int, binding: Binding) -> None:
+    """No page can have its visitor's browser send one elsewhere, so the server's own pages need no Sec-Fetch-Site."""
+    for credential in ({"X_Api_Key": "k"}, {"Authorization": "Bearer t"}, {"Authorization": "bearer t"}):
+        answer = send(rest_port, binding, Origin=OTHER, **credential)
+        assert answer.status == (201 if binding.template == "/models/upload" else 200), (credential, answer)
+    # What a browser writes by itself, of a URL with a name in it or of what its user once typed.
+    for written in ("Basic bmV4dXM6eA==", "Negotiate x", "Bearer"):
+        assert_error(send(rest_port, binding, Origin=OTHER, Authorization=written), 403)
+
+
+def test_another_page_may_not_send_a_credential(rest_port: int) -> None:
+    """What the test above rests on: the preflight of a page that is not named gets no permission."""
+    asked = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "x-api-key"}
+    answer = call(rest_port, "OPTIONS", "/admin/reload", Origin=OTHER, **asked)
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
 def test_what_a_form_can_send_changes_nothing(rest_port: int) -> None:
     """Without a preflight, a page's form or script can send these types, or none."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", FORM, ""):

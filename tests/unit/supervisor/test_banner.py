@@ -1,14 +1,16 @@
 """What a person sees once the server serves."""
 
 import base64
+import json
 from pathlib import Path
 
 import pytest
 
+from nexus_grpc import logs
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.repository import ModelEntry, VersionEntry
 from nexus_grpc.settings import load_settings
-from nexus_grpc.supervisor.banner import MODELS_SHOWN_MAX, print_banner
+from nexus_grpc.supervisor.banner import MODELS_SHOWN_MAX, announce, clear_text, print_banner
 from nexus_grpc.supervisor.catalogue import Catalogue, place
 
 
@@ -104,3 +106,41 @@ def test_many_models_are_summed_up(capsys: pytest.CaptureFixture[str]) -> None:
     assert "… and 2 more" in text
     assert f"model{MODELS_SHOWN_MAX - 1:03}" in text
     assert f"model{MODELS_SHOWN_MAX:03}" not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "addresses"),
+    [
+        ({}, []),
+        ({"host": "0.0.0.0", "insecure_allow_anonymous": True}, []),
+        ({"auth": "required"}, []),
+        ({"auth": "required", "host": "0.0.0.0"}, ["0.0.0.0:8001", "0.0.0.0:8080"]),
+        ({"auth": "required", "host": "0.0.0.0", "envoy": "external"}, ["0.0.0.0:8001"]),
+        ({"auth": "optional", "rest_host": "::"}, ["[::]:8080"]),
+    ],
+)
+def test_credentials_in_clear_text(given: dict[str, object], addresses: list[str]) -> None:
+    assert clear_text(load_settings(given)) == addresses
+
+
+def test_they_are_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = load_settings({"model_repository": ".", "auth": "required", "host": "0.0.0.0"})
+    logs.configure(settings.log_format, settings.log_level, "supervisor")
+    announce(settings, catalogue_of(), [[0]], 0.1)
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    [warning] = [event for event in events if event["level"] == "warning"]
+    assert warning["event"] == "credentials travel in clear text"
+    assert warning["addresses"] == ["0.0.0.0:8001", "0.0.0.0:8080"]
+
+
+def test_examples_have_the_credential_that_they_need(capsys: pytest.CaptureFixture[str]) -> None:
+    catalogue = catalogue_of("iris")
+    loaded(catalogue, 1, [-1, 4])
+    assert "NEXUS_API_KEY" not in shown(catalogue, capsys, auth="optional")
+    tls = {"grpc_tls_certificate": "c.pem", "grpc_tls_key": "k.pem"}
+    text = shown(catalogue, capsys, auth="required", **tls)
+    assert "export NEXUS_API_KEY=$(nexus keys create me --data-dir data)" in text
+    assert row(text, "  curl ").count('-H "x-api-key: $NEXUS_API_KEY"') == 1
+    assert row(text, "  grpcurl -H")
+    assert "-plaintext" not in text
+    assert "secret" not in shown(catalogue, capsys, auth="required", registry_url="postgresql://me:secret@host/db")
