@@ -160,7 +160,7 @@ class Dispatcher:
             if not link.send_nowait(flight):
                 raise _overloaded(route)
         except NexusError as error:
-            self.refuse(flight, error)
+            self.refuse(flight, error if self.guard is None else self.guard.refusal(flight, error))
 
     def refuse(self, flight: Flight, error: NexusError) -> None:
         """Answer a flight with an error."""

@@ -6,6 +6,8 @@ import time
 from nexus_grpc.access.identity import ALL_MODELS, Identity
 from nexus_grpc.access.rules import check_model
 from nexus_grpc.front.flight import Flight
+from nexus_grpc.front.routes import read_name_and_version
+from nexus_grpc.ipc.errors import NexusError, PermissionDenied, RateLimited
 from nexus_grpc.limits.limiter import Limiter, rate_limited, take_both
 
 # Buckets of models and of callers have different names: "model:iris", "key:5f0c".
@@ -33,6 +35,21 @@ class Guard:
             check_model(identity, model)
         if self._model_per_minute or (identity is not None and identity.rate_per_minute):
             self._take(identity, model)
+
+    def refusal(self, flight: Flight, error: NexusError) -> NexusError:
+        """What a request is refused with that was refused with this: one that found no route costs its caller as much,
+        and tells no more, than one that did.
+        """
+        identity = flight.identity
+        if identity is None or flight.route is not None or isinstance(error, PermissionDenied | RateLimited):
+            return error
+        try:
+            self.check_caller(identity)
+            if identity.models != ALL_MODELS:
+                check_model(identity, read_name_and_version(flight.message)[0].decode("utf-8", "replace"))
+        except NexusError as other:
+            return other
+        return error
 
     def check_caller(self, identity: Identity) -> None:
         """For calls that name no model, or only tell of one. Raises RateLimited."""

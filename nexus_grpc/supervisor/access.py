@@ -17,7 +17,7 @@ from nexus_grpc.access.issuers import Trust, load_trust
 from nexus_grpc.access.jwks import JwksSources
 from nexus_grpc.access.keys import ApiKey
 from nexus_grpc.ipc.control import Message
-from nexus_grpc.ipc.errors import InvalidInput, NexusError, StorageFailed
+from nexus_grpc.ipc.errors import InvalidInput, NexusError
 from nexus_grpc.registry.open import open_registry
 from nexus_grpc.registry.store import Registry
 from nexus_grpc.settings import ConfigurationError, Settings
@@ -71,8 +71,11 @@ class AccessKeeper:
         )
 
     def begin(self) -> None:
-        """Read everything once, before anything listens. Raises StorageFailed."""
-        self._issuers.load_files()
+        """Read everything once, before anything listens. Raises StorageFailed or ConfigurationError."""
+        try:
+            self._issuers.load_files()
+        except InvalidInput as error:
+            raise ConfigurationError(error.message) from None
         self._epoch = self._registry.keys_epoch()
         self._keys = self._registry.list_keys()
         self.gate.replace(self.message())
@@ -119,8 +122,8 @@ class AccessKeeper:
                     self._keys = await self._registry_call(self._registry.list_keys)
                     self._epoch = epoch
                     self._send()
-            except StorageFailed as error:
-                self._log.warning("the keys cannot be read: going on with those known", reason=error.message)
+            except Exception as error:  # whatever it is: without watching no key would be revoked any more
+                self._log.warning("the keys cannot be read: going on with those known", reason=str(error))
                 await asyncio.to_thread(self._forget_connection)
                 await asyncio.sleep(AWAY_SECONDS)
 
