@@ -78,7 +78,8 @@ def test_the_deadline_covers_all_attempts(ask: Ask) -> None:
     with ScriptedServer(*[UNAVAILABLE] * 1000) as server:
         begun_s = time.monotonic()
         policy = Retry(attempts=1000, wait_initial_s=0.02, wait_max_s=0.02, budget_tokens=math.inf)
-        with pytest.raises(Unavailable):
+        # The last attempt may be under way when the time is up.
+        with pytest.raises((Unavailable, DeadlineExceeded)):
             ask(server.address, timeout_s=timeout_s, retry=policy)
         took_s = time.monotonic() - begun_s
         asked = list(server.asked)

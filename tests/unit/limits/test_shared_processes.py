@@ -75,7 +75,8 @@ class Hammers:
 
 
 def test_two_processes_never_get_more_and_hardly_less(descriptor: int) -> None:
-    per_minute, burst = 60_000.0, 50
+    # A burst lasts 250 ms: a machine that does not let them run for less than that costs no token.
+    per_minute, burst = 12_000.0, 50
     hammers = Hammers(descriptor, 2, "a,b,c", per_minute, burst, seconds=3.0)
     most = hammers.most(per_minute, burst)
     for total in hammers.taken():
@@ -91,7 +92,7 @@ def test_every_token_is_counted(descriptor: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_one_that_is_killed_takes_nothing_with_it(seed: int, descriptor: int) -> None:
     """The other goes on at once, with the whole rate, and no more than that."""
-    per_minute, burst, seconds = 120_000.0, 20, 2.0
+    per_minute, burst, seconds = 12_000.0, 50, 2.0
     hammers = Hammers(descriptor, 2, "a", per_minute, burst, seconds)
     time.sleep(0.5 + random.Random(seed).random() * 0.2)
     hammers.processes[0].kill()
@@ -108,7 +109,7 @@ def test_one_that_is_killed_takes_nothing_with_it(seed: int, descriptor: int) ->
 
 def test_one_that_is_stopped_does_not_stop_the_others(descriptor: int) -> None:
     """Wherever it stands, the mutex in its hands or not."""
-    per_minute, burst = 60_000.0, 20
+    per_minute, burst = 12_000.0, 50
     hammers = Hammers(descriptor, 2, "a", per_minute, burst, seconds=3.0)
     stopped = hammers.processes[0]
     for _ in range(10):
