@@ -73,4 +73,4 @@ def _load_and_unload(server: Server, loads: list[None], failures: list[grpc.RpcE
 
 
 def _file(server: Server) -> Path:
-    return server.log.with_suffix("") / NAME / "1" / "model.onnx"
+    return server.repository / NAME / "1" / "model.onnx"

@@ -42,6 +42,8 @@ class Server:
     rest_port: int = 0
     # An API key for it; empty where it asks for none.
     key: str = ""
+    # Its model repository.
+    repository: Path = Path()
     # Every process ever seen below the leader, so that none is forgotten when the leader dies first.
     seen: dict[int, psutil.Process] = field(default_factory=dict)
 
@@ -187,7 +189,7 @@ def nexus_server(
     arguments += ["--data-dir", str(data), *options, *(["--workers", str(workers)] if workers else [])]
     with log.open("wb") as output:
         process = _spawn(arguments, output, output)
-    server = Server("nexus", process, log, port, metrics_port, rest_port)
+    server = Server("nexus", process, log, port, metrics_port, rest_port, repository=repository)
     with _stopped_at_the_end(server):
         try:
             clients.wait_for(server.target, _is_server_ready, server.is_alive, READY_WITHIN_S)
