@@ -5,7 +5,7 @@ Wraps every handler of the stock server, whoever added it: a method without a ru
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 
@@ -30,13 +30,6 @@ _MAKERS = {
 }
 # (the caller) → nothing, or raises NexusError: what else a call has to pass.
 Further = Callable[[Identity], None]
-
-
-class _Details(NamedTuple):
-    """grpc.HandlerCallDetails."""
-
-    method: str
-    invocation_metadata: Any
 
 
 class GateInterceptor(grpc.ServerInterceptor):

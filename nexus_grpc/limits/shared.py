@@ -227,17 +227,7 @@ class SharedBucket(AloneBucket):
         if result and not self._lock_slowly(result, now_ns):
             return AloneBucket.take(self, now_ns)
         try:
-            entry = self._entry
-            if entry[0] != self._fingerprint:
-                entry = self._find(now_ns)
-            tat_ns = entry[1]
-            if tat_ns < now_ns:
-                tat_ns = now_ns
-            wait_ns = tat_ns - now_ns - self._tolerance_ns
-            if wait_ns > 0:
-                return wait_ns
-            entry[1] = tat_ns + self._interval_ns
-            return 0
+            return AloneBucket.take(self, now_ns)
         finally:
             unlock(mutex)
 

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as pb
-from tests.harness import Server, require_tool, running_server
+from tests.harness import Server, running_server
 
 # No sandbox: tests may run as root in a container. The rest keeps Chromium from talking to anybody else.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 WIDE, NARROW = ViewportSize(width=1280, height=900), ViewportSize(width=400, height=800)
 IRIS = [5.1, 3.5, 1.4, 0.2]
 FETCH = """async ([url, options]) => {
@@ -26,15 +25,6 @@ FETCH = """async ([url, options]) => {
       bytes: [...new Uint8Array(await response.arrayBuffer())]};
   } catch (failure) { return {failure: String(failure)}; }
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = require_tool("chromium")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 class Watched:

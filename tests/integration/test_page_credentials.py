@@ -7,21 +7,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
-from tests.harness import NEXUS, Server, require_tool, running_server
-from tests.integration.test_page import FLAGS, IRIS, NARROW, WIDE, origin_of
+from tests.harness import NEXUS, Server, running_server
+from tests.integration.test_page import IRIS, NARROW, WIDE, origin_of
 
 SECONDS = 15_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = require_tool("chromium")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
