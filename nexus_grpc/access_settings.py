@@ -32,7 +32,8 @@ class AccessSettings(BaseModel):
     tls_client_ca: str = Field(
         "",
         max_length=4096,
-        description="PEM file with the authorities whose client certificates are accepted as identities (mTLS).",
+        description="PEM file with the authorities whose client certificates are accepted as identities (mTLS): one is "
+        "required on a gRPC port with TLS, and may be shown on a REST port with TLS (not with --envoy external).",
     )
     anonymous_per_minute: Rate = Field(
         100.0, description="With --auth optional: requests that each anonymous address may make in a minute; 0 = any."

@@ -30,6 +30,8 @@ QUEUE_DELAY_MAX_US = 60 * 1_000_000
 TIMEOUT_MAX_US = 24 * 3600 * 1_000_000
 BATCH_SIZE_MAX = 1 << 20
 THREADS_MAX = 1024
+IN_FLIGHT_MAX = 1 << 20
+VERSION_MAX = (1 << 63) - 1
 
 _UNKNOWN_FIELD = re.compile(r'Message type "([\w.]+)" has no field named "([^"]*)"')
 _POSITION = re.compile(r"^\d+:\d+ : ")
@@ -87,6 +89,8 @@ class ModelPolicy:
         allow_timeout_override: whether a request's `timeout` parameter may shorten that.
         session: how the session is opened.
         decision: what its probabilities decide; None where the configuration says nothing of it.
+        max_in_flight: requests that the model may have in flight; 0 where the configuration says nothing of it.
+        fallback_version: the version that answers while one of the others keeps failing; 0 = none.
     """
 
     max_batch_size: int | None = None
@@ -100,6 +104,8 @@ class ModelPolicy:
     allow_timeout_override: bool = False
     session: SessionOptions = SessionOptions()
     decision: DecisionPolicy | None = None
+    max_in_flight: int = 0
+    fallback_version: int = 0
 
 
 def parse_config(text: str, *, path: str) -> ModelConfig:
@@ -185,6 +191,7 @@ def policy_of(config: ModelConfig) -> ModelPolicy:
         ModelNotServable: the `parameters` are wrong (as `check_config` does).
     """
     session, isolation, decision = _read_parameters(config)
+    values = _parameters_of(config)
     batching = config.dynamic_batching
     queue = batching.default_queue_policy
     group = config.instance_group[0] if config.instance_group else None
@@ -201,6 +208,8 @@ def policy_of(config: ModelConfig) -> ModelPolicy:
         allow_timeout_override=queue.allow_timeout_override,
         session=session,
         decision=decision,
+        max_in_flight=_number(values, "max_in_flight", 1, IN_FLIGHT_MAX),
+        fallback_version=_number(values, "fallback_version", 1, VERSION_MAX),
     )
 
 
@@ -283,25 +292,31 @@ def _check_warmup(warmup: ModelWarmup, rows_max: int) -> None:
             raise _refusal(field, f'input "{name}" needs zero_data, random_data or input_data_file')
 
 
+def _parameters_of(config: ModelConfig) -> dict[str, str]:
+    return {name: parameter.string_value.strip() for name, parameter in config.parameters.items()}
+
+
 def _read_parameters(config: ModelConfig) -> tuple[SessionOptions, Isolation, DecisionPolicy | None]:
     """Reads `parameters`; each is a string, as in Triton's configuration.
 
     Raises:
         ModelNotServable: a name is unknown or a value out of range.
     """
-    values = {name: parameter.string_value.strip() for name, parameter in config.parameters.items()}
+    values = _parameters_of(config)
     for name in sorted(values):
         if name not in _PARAMETERS:
             raise _refusal("parameters", f'"{name}" is not supported{_did_you_mean(name, _PARAMETERS)}')
     session = SessionOptions(
         execution_providers=_providers(values.get("execution_providers", "CPUExecutionProvider")),
-        intra_op_thread_count=_thread_count(values, "intra_op_thread_count"),
-        inter_op_thread_count=_thread_count(values, "inter_op_thread_count"),
+        intra_op_thread_count=_number(values, "intra_op_thread_count", 0, THREADS_MAX),
+        inter_op_thread_count=_number(values, "inter_op_thread_count", 0, THREADS_MAX),
         graph_optimization_level=cast(
             GraphOptimization, _choice(values, "graph_optimization_level", get_args(GraphOptimization), "all")
         ),
     )
     isolation = cast(Isolation, _choice(values, "isolation", get_args(Isolation), "shared"))
+    _number(values, "max_in_flight", 1, IN_FLIGHT_MAX)
+    _number(values, "fallback_version", 1, VERSION_MAX)
     if "labels" in values and any(output.label_filename for output in config.output):
         raise _refusal("parameters.labels", "and a label_filename both name classes; keep one of them")
     return session, isolation, _decision(values)
@@ -314,6 +329,8 @@ _PARAMETERS = (
     "inter_op_thread_count",
     "graph_optimization_level",
     "isolation",
+    "max_in_flight",
+    "fallback_version",
     *_DECISION_PARAMETERS,
 )
 
@@ -365,10 +382,14 @@ def _providers(text: str) -> tuple[str, ...]:
     return names
 
 
-def _thread_count(values: dict[str, str], name: str) -> int:
-    text = values.get(name, "0")
-    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) <= THREADS_MAX):
-        raise _refusal(f"parameters.{name}", f'is "{text}"; expected a number from 0 (automatic) to {THREADS_MAX}')
+def _number(values: dict[str, str], name: str, least: int, most: int) -> int:
+    """0 when it is not there."""
+    text = values.get(name)
+    if text is None:
+        return 0
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18 and least <= int(text) <= most):
+        automatic = "" if least else " (automatic)"
+        raise _refusal(f"parameters.{name}", f'is "{text}"; expected a number from {least}{automatic} to {most}')
     return int(text)
 
 

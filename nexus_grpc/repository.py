@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.ipc.errors import InvalidInput, ModelNotServable
 from nexus_grpc.model_config import ModelPolicy, check_config, is_file_name, parse_config, policy_of
 from nexus_grpc.pb.inference.model_config_pb2 import ModelConfig
-from nexus_grpc.settings import ConfigurationError
 
 CONFIG_FILE = "config.pbtxt"
 MODEL_FILE = "model.onnx"

@@ -2,8 +2,8 @@
 
 A value comes from a flag of `nexus serve`, else from the environment (`NEXUS_` and the field's name in capitals), else
 from nexus.toml (or the file that --config or NEXUS_CONFIG names), else from the default. The flags, their help and the
-messages below are all made from the declarations. Settings are read once, by the supervisor; child processes get them
-as JSON (`Settings.restore`), and workers, which don't import pydantic, as a plain dict (`Settings.as_dict`).
+messages below are all made from the declarations. Settings are read once, by the supervisor; fronts and workers, which
+don't import pydantic, get them in plain types (`Settings.as_dict`).
 """
 
 import ipaddress
@@ -25,6 +25,8 @@ from pydantic_settings import (
 )
 
 from nexus_grpc.access_settings import AccessSettings
+from nexus_grpc.configuration import ConfigurationError
+from nexus_grpc.overload_settings import OverloadSettings
 from nexus_grpc.setting_types import (
     GIB,
     KIB,
@@ -64,15 +66,7 @@ _EXPECTED = {
 }
 
 
-class ConfigurationError(Exception):
-    """The server can't start as it is configured; the message has one line per problem, each with what to do."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
-
-
-class Settings(AccessSettings, BaseSettings):
+class Settings(AccessSettings, OverloadSettings, BaseSettings):
     """Everything an operator may choose. Immutable; `load_settings` builds it from all sources."""
 
     model_config = SettingsConfigDict(
@@ -110,6 +104,13 @@ class Settings(AccessSettings, BaseSettings):
     )
     rest_max_body: Bytes = Field(
         64 * MIB, ge=KIB, le=2 * GIB - 1, description="Largest body of a REST request, in bytes; 64MiB works too."
+    )
+    rest_per_second: Count = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Requests that Envoy lets through to the fronts in a second, whoever sends them, those for health "
+        "apart; 0 = any. A coarse limit before the exact ones of keys and models.",
     )
     rest_timeout_seconds: Seconds = Field(60.0, description="How long a REST request may take, in seconds.")
     metrics_port: Port = Field(8002, description="Port of the Prometheus metrics; 0 leaves them out.")

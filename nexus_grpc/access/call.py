@@ -11,6 +11,8 @@ from urllib.parse import unquote
 from nexus_grpc.access.identity import Identity, Scope
 
 AUTHORIZATION, API_KEY, FORWARDED_FOR = "authorization", "x-api-key", "x-forwarded-for"
+# Our own Envoy's word that it has written the other one: a secret of each start (supervisor/envoy.py).
+ENVOY_WORD, FORWARDED_CERTIFICATE = "x-nexus-envoy", "x-forwarded-client-cert"
 
 Metadata = Iterable[tuple[str, str | bytes]]
 

@@ -11,6 +11,7 @@ from typing import Any
 from nexus_grpc.access.authenticator import Authenticator, Credential
 from nexus_grpc.access.call import API_KEY, AUTHORIZATION, Connection, Metadata, caller_address
 from nexus_grpc.access.certificates import Certificates, from_auth_context
+from nexus_grpc.access.forwarded import ForwardedCertificates
 from nexus_grpc.access.identity import Identity, Scope
 from nexus_grpc.access.issuers import parse_trust
 from nexus_grpc.access.jwt_tokens import JwtVerifier, UnknownKey
@@ -30,14 +31,18 @@ class Gate:
         optional: whether callers without a credential may predict and read.
         anonymous_per_minute: requests of each such address; 0 = any number.
         certificates: whether connections may have client certificates.
+        envoy_secret: by which requests of our Envoy are known, which verifies certificates; empty if it asks for none.
     """
 
-    def __init__(self, *, optional: bool, anonymous_per_minute: float, certificates: bool) -> None:
+    def __init__(
+        self, *, optional: bool, anonymous_per_minute: float, certificates: bool, envoy_secret: str = ""
+    ) -> None:
         anonymous = Identity("anonymous", Scope.PREDICT | Scope.READ, rate_per_minute=anonymous_per_minute, priority=9)
         self._anonymous = anonymous if optional else None
         self._addresses: dict[str, Identity] = {}
         self._authenticator = Authenticator({}, JwtVerifier((), {}), self._anonymous)
         self._certificates = Certificates() if certificates else None
+        self._forwarded = ForwardedCertificates(envoy_secret) if envoy_secret else None
         self._unknown: set[str] = set()
 
     def replace(self, message: Mapping[str, Any]) -> None:
@@ -84,6 +89,8 @@ class Gate:
     def _without_header(self, metadata: Metadata, connection: Connection) -> Identity:
         if self._certificates is not None:
             names = from_auth_context(connection.auth_context())
+            if names is None and self._forwarded is not None:
+                names = self._forwarded.names(metadata)
             if names is not None:
                 return self._certificates.identity(names)
         identity = self._authenticator.identify(None)

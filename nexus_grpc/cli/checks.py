@@ -20,6 +20,7 @@ import psutil
 
 from nexus_grpc import compiled
 from nexus_grpc.cli.credentials import VARIABLES as CLIENT_VARIABLES
+from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.cpus import available_cpus, default_worker_count, parse_cpu_list, quota_cores
 from nexus_grpc.ipc.confinement import missing_support
 from nexus_grpc.ipc.errors import NexusError
@@ -27,7 +28,6 @@ from nexus_grpc.repository import scan
 from nexus_grpc.settings import (
     CONFIG_VARIABLE,
     ENV_PREFIX,
-    ConfigurationError,
     Settings,
     flag_name,
     is_loopback,
@@ -317,7 +317,7 @@ def check_grpcio(settings: Settings) -> Iterator[Finding]:
     """Whether grpcio's internals are those that the fast front was written against."""
     advice = "install the pinned grpcio (`make setup`); until then the server uses the public API, which is slower"
     try:
-        from nexus_grpc.front.completion_queue import contract_mismatches
+        from nexus_grpc.front.grpcio_contract import contract_mismatches
 
         mismatches: list[str] = contract_mismatches()
     except ImportError as error:

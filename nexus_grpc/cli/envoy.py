@@ -11,7 +11,8 @@ app = typer.Typer(help="Run an Envoy of your own.", no_args_is_help=True, rich_m
 
 _TITLE = (
     "Print Envoy's bootstrap, as JSON: nexus envoy bootstrap > nexus.json; envoy -c nexus.json. "
-    "Give it the settings that the server has."
+    "Give it the settings that the server has. "
+    "It asks for no client certificates: of those the server believes its sidecar alone."
 )
 _UPSTREAM = typer.Option(
     "--upstream", metavar="HOST:PORT", help="Where Envoy finds the gRPC port, if not at --host and --grpc-port."
@@ -32,8 +33,9 @@ def bootstrap(context: typer.Context) -> None:
 def _run(given: dict[str, Any]) -> None:
     import dataclasses
 
+    from nexus_grpc.configuration import ConfigurationError
     from nexus_grpc.rest.bootstrap import render_bootstrap
-    from nexus_grpc.settings import EXIT_CONFIGURATION, ConfigurationError, load_settings
+    from nexus_grpc.settings import EXIT_CONFIGURATION, load_settings
     from nexus_grpc.supervisor.envoy_setup import check_address, options_of
 
     try:

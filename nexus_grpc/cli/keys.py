@@ -161,9 +161,10 @@ def _registry(
     Args:
         makes: make one if there is none: keys may be made before the server's first start.
     """
+    from nexus_grpc.configuration import ConfigurationError
     from nexus_grpc.ipc.errors import NexusError
     from nexus_grpc.registry.open import open_registry
-    from nexus_grpc.settings import EXIT_CONFIGURATION, ConfigurationError, load_settings
+    from nexus_grpc.settings import EXIT_CONFIGURATION, load_settings
 
     try:
         settings = load_settings({"data_dir": data_dir, "registry_url": registry_url, "config": config})

@@ -63,7 +63,7 @@ def list_models(address: Address = DEFAULT_ADDRESS, timeout: Timeout = 10.0, as_
                 r["name"],
                 r["version"],
                 "*" if r["active"] else "",
-                r["state"],
+                _shown_state(r["state"], r.get("circuit", "")),
                 r["version_name"],
                 r["stage"],
                 r["reason"],
@@ -84,6 +84,7 @@ def _listed(answer: "ListRecordsResponse") -> list[dict[str, Any]]:
             "name": model.id,
             "version": each.version,
             "state": each.state,
+            "circuit": each.circuit,
             "reason": each.reason,
             "active": each.version == model.active_version,
             "version_name": each.version_name,
@@ -236,13 +237,17 @@ def print_versions(answer: "ModelInfo", as_json: bool) -> None:
         (
             each.version,
             "*" if _answers(answer, each.version, each.state) else "",
-            each.state,
+            _shown_state(each.state, each.circuit),
             each.version_name,
             each.reason,
         )
         for each in answer.versions
     ]
     print_table(("version", "active", "state", "called", "reason"), rows, title=answer.id)
+
+
+def _shown_state(state: str, circuit: str) -> str:
+    return f"{state}, circuit {circuit.replace('_', '-')}" if circuit not in ("", "closed") else state
 
 
 def _answers(answer: "ModelInfo", version: str, state: str) -> bool:

@@ -99,7 +99,8 @@ def _metavar(field: "FieldInfo") -> str:
 
 
 def _run(given: dict[str, Any]) -> None:
-    from nexus_grpc.settings import EXIT_CONFIGURATION, ConfigurationError, load_settings
+    from nexus_grpc.configuration import ConfigurationError
+    from nexus_grpc.settings import EXIT_CONFIGURATION, load_settings
 
     try:
         settings = load_settings(given)

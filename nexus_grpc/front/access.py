@@ -16,13 +16,14 @@ from nexus_grpc.front.guard import Guard
 from nexus_grpc.front.guarded import GateInterceptor
 from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.ipc.control import ControlChannel, Message
+from nexus_grpc.ipc.stats import REDIS_AWAY, REDIS_UP, FrontStats, FrontWord
 from nexus_grpc.limits.limiter import Limiter
 from nexus_grpc.limits.shared import BucketTable
-from nexus_grpc.settings import Settings
 
 if TYPE_CHECKING:
     from nexus_grpc.access.gate import Gate
-    from nexus_grpc.limits.redis_share import RedisShare
+    from nexus_grpc.limits.redis_share import RedisShare, ShareStatistics
+    from nexus_grpc.settings import Settings
 
 # How often the supervisor hears of credentials.
 NEWS_SECONDS = 1.0
@@ -35,11 +36,22 @@ class FrontAccess:
     interceptors: of the cold methods.
     """
 
-    def __init__(self, settings: Settings, buckets_fd: int, ids: RequestIds, channel: ControlChannel) -> None:
+    def __init__(
+        self,
+        settings: "Settings",
+        buckets_fd: int,
+        ids: RequestIds,
+        channel: ControlChannel,
+        stats: FrontStats,
+        envoy_secret: str = "",
+    ) -> None:
         self._settings = settings
         self._channel = channel
+        self._stats = stats
+        # What of Redis is in the statistics: outages, local decisions.
+        self._redis_counted = (0, 0)
         self._log = logs.logger()
-        self._gate = self._build_gate() if settings.auth != "off" else None
+        self._gate = self._build_gate(envoy_secret) if settings.auth != "off" else None
         self.admit: Admit | None = self._gate.admit if self._gate is not None else None
         self.guard: Guard | None = None
         self.interceptors: tuple[grpc.ServerInterceptor, ...] = ()
@@ -69,7 +81,7 @@ class FrontAccess:
         )
         server.add_secure_port(address, credentials)
 
-    def _build_gate(self) -> "Gate":
+    def _build_gate(self, envoy_secret: str) -> "Gate":
         from nexus_grpc.access.gate import Gate
 
         settings = self._settings
@@ -77,6 +89,7 @@ class FrontAccess:
             optional=settings.auth == "optional",
             anonymous_per_minute=settings.anonymous_per_minute,
             certificates=bool(settings.tls_client_ca),
+            envoy_secret=envoy_secret,
         )
         threading.Thread(target=self._tell_news, args=(gate,), daemon=True, name="news").start()
         return gate
@@ -95,9 +108,17 @@ class FrontAccess:
             return None
         from nexus_grpc.limits.redis_share import RedisShare
 
-        share = RedisShare(self._settings.redis_url, self._redis_changed)
+        share = RedisShare(self._settings.redis_url, self._redis_changed, self._redis_seen)
         share.start()
         return share
+
+    def _redis_seen(self, now: "ShareStatistics") -> None:
+        """In the share's thread, which alone writes these words."""
+        outages, decisions = self._redis_counted
+        self._redis_counted = (now.outages, now.local_takes)
+        self._stats.gauge(FrontWord.REDIS, REDIS_UP if now.up else REDIS_AWAY)
+        self._stats.count(FrontWord.REDIS_OUTAGES, now.outages - outages)
+        self._stats.count(FrontWord.LOCAL_DECISIONS, now.local_takes - decisions)
 
     def _redis_changed(self, up: bool, text: str) -> None:
         tell = self._log.info if up else self._log.warning

@@ -1,10 +1,10 @@
 """The fast transport: grpcio's own completion queue, driven by one thread.
 
-The only module that touches grpcio's inside.
+The only module that uses grpcio's inside.
 
 The stock grpc.server owns the port and serves every cold method with its own machinery. The hot methods are registered
 with its core server; their events come out of the same queue and are handled here, without thread pool, futures or
-per-call handlers. What that relies on is listed in `contract_mismatches`, which runs at start-up: where it finds
+per-call handlers. What that relies on is listed in grpcio_contract.py, which is checked at start-up: where it finds
 something else, the server serves through public_api.py instead, with the same answers. See docs/decisions/0001.
 
 An RPC is three events: arrival → its message → its final batch done.
@@ -12,8 +12,6 @@ An RPC is three events: arrival → its message → its final batch done.
 
 import dataclasses
 import functools
-import importlib
-import inspect
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +25,8 @@ from nexus_grpc.access.rules import RULES
 from nexus_grpc.front.core_choice import CoreChoice
 from nexus_grpc.front.dispatcher import Dispatcher
 from nexus_grpc.front.flight import Flight
-from nexus_grpc.front.grpcio_version import version_mismatch
+from nexus_grpc.front.grpcio_contract import cygrpc
+from nexus_grpc.front.grpcio_contract import server as _server
 from nexus_grpc.front.hot_methods import (
     HTTP_STATUS_KEY,
     PATHS,
@@ -45,64 +44,9 @@ from nexus_grpc.ipc.rich_errors import DETAILS_KEY
 from nexus_grpc.ipc.wire import json_body
 from nexus_grpc.rest.errors import error_body, error_headers, http_status
 
-_server: Any = None
-cygrpc: Any = None
-_import_error = ""
-try:
-    _server = importlib.import_module("grpc._server")
-    cygrpc = importlib.import_module("grpc._cython.cygrpc")
-except ImportError as error:  # a grpcio that is built otherwise: the contract reports it
-    _import_error = str(error)
-
 # Calls that the core may hand over before we ask again: above this they queue inside the core.
 UNARY_OUTSTANDING = 256
 STREAM_OUTSTANDING = 16
-
-_NAMES = {
-    "Server": ("register_method", "request_registered_call", "shutdown", "start"),
-    "CompletionQueue": ("poll",),
-    "Call": ("start_server_batch",),
-    "ReceiveMessageOperation": ("message",),
-    "ReceiveCloseOnServerOperation": ("cancelled",),
-    "SendInitialMetadataOperation": (),
-    "SendMessageOperation": (),
-    "SendStatusFromServerOperation": (),
-    "StatusCode": ("ok",),
-    "CompletionType": ("queue_timeout",),
-}
-_SERVER_PARAMETERS = (
-    "self", "thread_pool", "generic_handlers", "interceptors", "options", "maximum_concurrent_rpcs", "compression",
-    "xds",
-)  # fmt: skip
-_SERVER_FUNCTIONS = {
-    "_process_event_and_continue": ("state", "event"),
-    "_request_call": ("state",),
-    "_request_registered_call": ("state", "method"),
-}
-
-
-def contract_mismatches() -> list[str]:
-    """What of grpcio's inside is not as this module expects; empty when all is well."""
-    if _import_error:
-        return [f"grpcio's internals cannot be imported: {_import_error}"]
-    found = [version_mismatch()]
-    for name, members in _NAMES.items():
-        thing = getattr(cygrpc, name, None)
-        if thing is None:
-            found.append(f"grpc._cython.cygrpc has no {name}")
-        found += [f"cygrpc.{name} has no {member}" for member in members if thing and not hasattr(thing, member)]
-    parameters = tuple(inspect.signature(_server._Server.__init__).parameters)
-    if parameters != _SERVER_PARAMETERS:
-        found.append(f"grpc._server._Server takes {parameters}")
-    for name, expected in _SERVER_FUNCTIONS.items():
-        function = getattr(_server, name, None)
-        if function is None or tuple(inspect.signature(function).parameters) != expected:
-            found.append(f"grpc._server.{name} is missing or takes other parameters than {expected}")
-    state = inspect.signature(_server._ServerState.__init__).parameters
-    found += [
-        f"grpc._server._ServerState takes no {name}" for name in ("completion_queue", "server") if name not in state
-    ]
-    return [line for line in found if line]
 
 
 class UnaryFlight(Flight):
@@ -115,13 +59,19 @@ class UnaryFlight(Flight):
         self.call = call
 
     def succeed(self, payload: bytes) -> None:
-        metadata = cygrpc.SendInitialMetadataOperation(((REQUEST_ID_KEY, self.request_id),), 0)
         message = cygrpc.SendMessageOperation(payload, 0)
-        self._end((metadata, message, cygrpc.SendStatusFromServerOperation((), _OK, b"", 0)))
+        self._end((self.initial(), message, cygrpc.SendStatusFromServerOperation((), _OK, b"", 0)))
+
+    def initial(self) -> Any:
+        """What an answer begins with."""
+        metadata: tuple[tuple[str, str | bytes], ...] = ((REQUEST_ID_KEY, self.request_id),)
+        if self.headers:
+            metadata = (*metadata, *self.headers)
+        return cygrpc.SendInitialMetadataOperation(metadata, 0)
 
     def fail(self, code: int, message: str, details: bytes) -> None:
         metadata = cygrpc.SendInitialMetadataOperation(((REQUEST_ID_KEY, self.request_id),), 0)
-        trailing = ((DETAILS_KEY, details),) if details else ()
+        trailing = ((DETAILS_KEY, details), *self.headers) if details else self.headers
         self._end((metadata, cygrpc.SendStatusFromServerOperation(trailing, code, message, 0)))
 
     def _end(self, operations: tuple[Any, ...]) -> None:
@@ -148,7 +98,7 @@ class HttpFlight(UnaryFlight):
     def fail(self, code: int, message: str, details: bytes) -> None:
         payload = json_body(error_body(code, message, self.request_id.decode(), details))
         status = (HTTP_STATUS_KEY, str(http_status(code)))
-        metadata = ((REQUEST_ID_KEY, self.request_id), status, *error_headers(code, details))
+        metadata = ((REQUEST_ID_KEY, self.request_id), status, *error_headers(code, details), *self.headers)
         send_metadata = cygrpc.SendInitialMetadataOperation(metadata, 0)
         send_message = cygrpc.SendMessageOperation(payload, 0)
         self._end((send_metadata, send_message, cygrpc.SendStatusFromServerOperation((), _OK, b"", 0)))
@@ -178,15 +128,14 @@ class _HotMethod:
 class _StreamCall:
     """A streaming call's transport."""
 
-    def __init__(self, call: Any, request_id: bytes) -> None:
-        self.call = call
+    def __init__(self, flight: UnaryFlight) -> None:
+        self.call = flight.call
         self.stream: Any = None
-        self._request_id = request_id
+        self._initial = flight.initial()
 
     def open(self, stream: Stream) -> None:
         self.stream = stream
-        metadata = cygrpc.SendInitialMetadataOperation(((REQUEST_ID_KEY, self._request_id),), 0)
-        self.call.start_server_batch((metadata,), None)
+        self.call.start_server_batch((self._initial,), None)
         self.call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), _StreamEvent(self, _CLOSED))
         self.receive()
 
@@ -338,7 +287,8 @@ class CompletionQueueServer:
         try:
             flight.message = as_hot_request(flight.method, message)
         except NexusError as error:
-            return self._dispatcher.refuse(flight, error)
+            guard = self._dispatcher.guard
+            return self._dispatcher.refuse(flight, error if guard is None else guard.counted(flight, error))
         self._dispatcher.submit(flight)
 
     def _no_message(self, flight: UnaryFlight) -> None:
@@ -364,12 +314,14 @@ class CompletionQueueServer:
             self._open_stream(hot, flight, event.invocation_metadata)
         else:
             self._core_choice.arrived(hot.flight is HttpFlight)
-            if self._dispatcher.routes.reads_metadata:
-                flight.metadata = event.invocation_metadata
+            flight.metadata = event.invocation_metadata
             call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), flight)
 
     def _open_stream(self, hot: _HotMethod, call: UnaryFlight, metadata: Any) -> None:
-        transport = _StreamCall(call.call, call.request_id)
+        guard = self._dispatcher.guard
+        if guard is not None:
+            call.headers = guard.standing(call.identity)
+        transport = _StreamCall(call)
         stream = Stream(self._dispatcher, transport, hot.method, call.request_id, call.deadline_ns, self._stream_window)
         stream.metadata = metadata
         if self._admit is not None:

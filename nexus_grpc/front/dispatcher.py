@@ -15,13 +15,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from nexus_grpc.front.endings import Endings
 from nexus_grpc.front.flight import Flight, fail_with
 from nexus_grpc.front.guard import Guard
 from nexus_grpc.front.large_messages import LargeMessages
 from nexus_grpc.front.lingering import Lingering
 from nexus_grpc.front.link import ANSWERS_PUBLISHED, ANSWERS_RELEASED, WorkerLink
+from nexus_grpc.front.protection import admitting, at_ceiling
 from nexus_grpc.front.routes import Route, RouteTable
-from nexus_grpc.ipc.errors import Code, DeadlinePassed, InferenceFailed, ModelUnavailable, NexusError, Overloaded
+from nexus_grpc.front.waiting import WaitingRoom
+from nexus_grpc.ipc.errors import Code, DeadlinePassed, InferenceFailed, NexusError, Overloaded
 from nexus_grpc.ipc.oversize import HandOverError
 from nexus_grpc.ipc.record import OVERSIZE
 from nexus_grpc.ipc.ring import RingConsumer, RingCorrupted, Sleeper, ring_by_hand
@@ -41,35 +44,31 @@ STRIKES_MAX = 2
 # Flights that may wait to be written into the statistics while there is work.
 SETTLE_EVERY = 64
 
-Finished = Callable[[Flight, int, int], None]
-
 
 class Dispatcher:
     """Built once; run() is the egress thread. Methods need the turn unless they say otherwise.
 
     Args:
         bell: this front's doorbell.
-        sampled: whether a request that ended with this code is to be logged.
-        finished: called with (flight, code, total_ns) for those, after the answer.
+        endings: writes down what has ended.
         broken: called with (worker, generation) when a worker writes what cannot be.
         in_flight_bytes_max: bytes of oversize messages in flight at once.
-        waiting_max: requests that may wait for a worker to come back.
-        respawn_wait_ns: how long such a request waits if it has no deadline.
+        waiting: where requests wait for a worker to come back.
+        routes: the table to route by.
     """
 
     def __init__(
         self,
         bell: int,
         stats: FrontStats,
-        sampled: Callable[[int], bool],
-        finished: Finished,
+        endings: Endings,
         broken: Callable[[int, int], None],
         in_flight_bytes_max: int,
-        waiting_max: int,
-        respawn_wait_ns: int,
+        waiting: WaitingRoom,
+        routes: RouteTable,
     ) -> None:
         self.turn = threading.Lock()
-        self.routes = RouteTable()
+        self.routes = routes
         self.guard: Guard | None = None  # where there are credentials or rates
         # When the next sweep is due (CLOCK_MONOTONIC).
         self.next_sweep_ns = 0
@@ -78,17 +77,11 @@ class Dispatcher:
         self._bell = bell
         self._sleeper = Sleeper(bell)
         self._stats = stats
-        self._sampled = sampled
-        self._finished = finished
+        self._endings = endings
         self._broken = broken
         self._links: tuple[WorkerLink, ...] = ()
         self._rings: tuple[RingConsumer, ...] = ()
-        # Flights without a live worker, oldest first, until one comes back.
-        self._waiting: collections.deque[Flight] = collections.deque()
-        self._waiting_max = waiting_max
-        self._respawn_wait_ns = respawn_wait_ns
-        # Flights that are answered and not yet in the statistics and the log: flight, code, total_ns.
-        self._ended: list[tuple[Flight, int, int]] = []
+        self._waiting = waiting
         self._large = LargeMessages(in_flight_bytes_max)
         self._lingering = Lingering()
         self._running = True
@@ -122,7 +115,7 @@ class Dispatcher:
         """Before the turn is given up: have the producers ring again, and miss nothing that came before they knew."""
         while not self._sleeper.park(self._rings):
             self.take_answers()
-        self._settle()
+        self._endings.settle()
 
     def work(self) -> int:
         """Everything but arrivals, once: commands, answers, sweep. Returns how much there was."""
@@ -151,10 +144,15 @@ class Dispatcher:
                 self.guard.check(flight, route.name)
             flight.route = route
             flight.slot = route.slot
+            if route.ceiling is not None or route.circuit.open:
+                route = self._through_gate(flight, route)
+            flight.gate = route
             links = route.links
             link = links[0] if len(links) == 1 else route.pick()
             if link is None:
                 return self._wait_for_worker(flight)
+            if len(link.flights) >= link.admission.pass_below:
+                link = admitting(flight, link, links)
             if len(flight.message) > link.message_inline_max:
                 self._large.admit(flight)
             if not link.send_nowait(flight):
@@ -162,10 +160,28 @@ class Dispatcher:
         except NexusError as error:
             self.refuse(flight, error if self.guard is None else self.guard.refusal(flight, error))
 
+    def _through_gate(self, flight: Flight, route: Route) -> Route:
+        """Where a request goes whose model has a ceiling, or keeps failing. Raises Overloaded or ModelUnavailable."""
+        if route.circuit.open:
+            now_ns = time.monotonic_ns()
+            chosen = route.or_fallback(flight, now_ns)
+            if chosen is not route:
+                self._stats.count(FrontWord.FALLBACKS)
+                flight.route, flight.slot = chosen, chosen.slot
+            route = chosen
+        ceiling = route.ceiling
+        if ceiling is not None:
+            if ceiling.in_flight >= ceiling.limit:
+                self._endings.settle()  # those that have ended count no more
+            if ceiling.in_flight >= ceiling.limit:
+                route.circuit.dropped(flight.arrived_ns)
+                raise at_ceiling(route.name, ceiling)
+            ceiling.in_flight += 1
+        return route
+
     def refuse(self, flight: Flight, error: NexusError) -> None:
         """Answer a flight with an error."""
-        if error.code == Code.RESOURCE_EXHAUSTED:
-            self._stats.count(FrontWord.RING_FULL)
+        self._endings.refused(error.reason)
         fail_with(flight, error)
         self._account(flight, int(error.code))
 
@@ -174,9 +190,7 @@ class Dispatcher:
         link = flight.link
         if isinstance(link, WorkerLink) and link.flights.pop(flight.sequence, None) is flight:
             link.mark_cancelled(flight.sequence)
-        elif flight in self._waiting:
-            self._waiting.remove(flight)
-        else:
+        elif not self._waiting.leave(flight):
             return
         # The core ends a call at its deadline; seen from here that looks like a client that went away.
         late = 0 < flight.deadline_ns <= time.monotonic_ns()
@@ -206,22 +220,29 @@ class Dispatcher:
             self._drop_link(link)
             return 1
         self._lingering.answered()
-        now_ns, ended = time.monotonic_ns(), self._ended
+        now_ns, ended = time.monotonic_ns(), self._endings.waiting
         take_flight = link.flights.pop
+        newest_ns = answered = 0
         for (_, code, flags, message_length, sequence), payload in records:
             flight = take_flight(sequence, None)
             if flight is None:
                 self._stats.count(FrontWord.LATE_REPLIES)
                 self._drop_late(link, sequence, flags)
-            elif code == 0 and not flags:
+                continue
+            answered += 1
+            if flight.arrived_ns > newest_ns:
+                newest_ns = flight.arrived_ns
+            if code == 0 and not flags:
                 flight.succeed(payload)
                 if flight.oversize_bytes:
                     self._large.release(flight)
                 ended.append((flight, 0, now_ns - flight.arrived_ns))
             else:
                 self._finish_odd(link, flight, code, flags, payload, message_length)
+        if answered:
+            link.admission.answered(now_ns - newest_ns, answered, now_ns)
         if len(ended) >= SETTLE_EVERY:
-            self._settle()
+            self._endings.settle()
         return len(records)
 
     def _finish_odd(
@@ -257,19 +278,7 @@ class Dispatcher:
         """Every flight ends here, or beside a success in _take_from, once."""
         if flight.oversize_bytes:
             self._large.release(flight)
-        self._ended.append((flight, code, time.monotonic_ns() - flight.arrived_ns))
-
-    def _settle(self) -> None:
-        """Write down the flights that have ended: many at once, as code that runs now and then runs cold, and costs
-        several times as much."""
-        completed, sampled = self._stats.completed, self._sampled
-        for flight, code, total_ns in self._ended:
-            completed(flight.slot, flight.method, code, total_ns)
-            if self.routes.measures:
-                self.routes.observe(flight, total_ns)
-            if sampled(code):
-                self._finished(flight, code, total_ns)
-        self._ended.clear()
+        self._endings.waiting.append((flight, code, time.monotonic_ns() - flight.arrived_ns))
 
     # --- sweeping ---
 
@@ -284,11 +293,13 @@ class Dispatcher:
                 elif not flight.watched and flight.arrived_ns <= old_ns:
                     flight.watched = True
                     flight.watch()
-        if self._waiting:
-            self._sweep_waiting(now_ns)
+        for flight, error in self._waiting.overdue(now_ns):
+            if error.code == Code.DEADLINE_EXCEEDED:
+                self._stats.count(FrontWord.DEADLINE_PASSED)
+            self.refuse(flight, error)
         self._stats.gauge(FrontWord.IN_FLIGHT, self.in_flight())
         self._stats.gauge(FrontWord.STREAMS_OPEN, self.streams_open)
-        self._settle()
+        self._endings.settle()
         self._large.trim()
 
     def _expire(self, link: WorkerLink, flight: Flight) -> None:
@@ -296,19 +307,6 @@ class Dispatcher:
         link.mark_cancelled(flight.sequence)
         self._stats.count(FrontWord.DEADLINE_PASSED)
         self.refuse(flight, DeadlinePassed("the deadline passed before the model answered"))
-
-    def _sweep_waiting(self, now_ns: int) -> None:
-        for flight in list(self._waiting):
-            if flight.deadline_ns and flight.deadline_ns <= now_ns:
-                self._waiting.remove(flight)
-                self._stats.count(FrontWord.DEADLINE_PASSED)
-                self.refuse(flight, DeadlinePassed("the deadline passed while no worker was there for the model"))
-            elif not flight.deadline_ns and flight.arrived_ns + self._respawn_wait_ns <= now_ns:
-                self._waiting.remove(flight)
-                self.refuse(flight, ModelUnavailable("no worker came back for the model; try again later"))
-            elif not flight.watched:
-                flight.watched = True
-                flight.watch()
 
     # --- workers come and go ---
 
@@ -318,13 +316,12 @@ class Dispatcher:
         self._send_waiting()
 
     def _send_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, collections.deque()
-        for flight in waiting:
+        for flight in self._waiting.all_out():
             self._dispatch_again(flight)
 
     def replace_routes(self, catalogue: list[dict[str, Any]], traffic: dict[str, Any]) -> None:
         """Take over the supervisor's table. What ended before counts for the slots' earlier owners."""
-        self._settle()
+        self._endings.settle()
         for slot in self.routes.replace(catalogue, traffic):
             self._stats.reset(slot)
         self.relink()
@@ -386,11 +383,8 @@ class Dispatcher:
 
     def _wait_for_worker(self, flight: Flight) -> None:
         """Keep a flight until a worker for it is attached."""
-        flight.link = None
-        route = flight.route if isinstance(flight.route, Route) else None
-        if len(self._waiting) >= self._waiting_max:
-            return self.refuse(flight, _overloaded(route))
-        self._waiting.append(flight)
+        if not self._waiting.admit(flight):
+            self.refuse(flight, _overloaded(flight.route if isinstance(flight.route, Route) else None))
 
 
 def _overloaded(route: Route | None) -> Overloaded:

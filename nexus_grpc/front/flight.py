@@ -16,7 +16,9 @@ class Flight(abc.ABC):
     Attributes:
         request_id: ASCII.
         identity: who calls; None where the server asks for no credentials.
-        metadata: the call's headers, where an experiment needs them; else empty.
+        metadata: the call's headers.
+        headers: what its answer carries besides the request id.
+        gate: the route that is to be told how it ended; None until it was let through.
         message: the client's bytes, kept until the answer so that a request can be dispatched again.
         deadline_ns, arrived_ns: CLOCK_MONOTONIC; deadline 0 = none.
         slot: model-version slot, 0 until routed.
@@ -29,6 +31,8 @@ class Flight(abc.ABC):
     __slots__ = (
         "arrived_ns",
         "deadline_ns",
+        "gate",
+        "headers",
         "identity",
         "link",
         "message",
@@ -50,6 +54,7 @@ class Flight(abc.ABC):
         self.arrived_ns = arrived_ns
         self.message = b""
         self.metadata: Metadata = ()
+        self.headers: tuple[tuple[str, str], ...] = ()
         self.identity: Identity | None = None
         self.slot = 0
         self.sequence = 0
@@ -58,6 +63,7 @@ class Flight(abc.ABC):
         self.oversize_bytes = 0
         self.link: object = None
         self.route: object = None
+        self.gate: object = None
 
     @abc.abstractmethod
     def succeed(self, payload: bytes) -> None:

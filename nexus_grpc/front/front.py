@@ -1,37 +1,47 @@
 """The front as the supervisor sees it: builds the server, obeys control messages, drains."""
 
 import functools
+import json
 import os
 import threading
 from concurrent import futures
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import psutil
 
 from nexus_grpc import logs
+from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.front.access import FrontAccess
 from nexus_grpc.front.catalogue import Catalogue
 from nexus_grpc.front.cold_methods import HOT, InferenceService, cold_handlers
 from nexus_grpc.front.cold_rest import RestService, cold_rest_handlers
-from nexus_grpc.front.completion_queue import CompletionQueueServer, contract_mismatches
+from nexus_grpc.front.completion_queue import CompletionQueueServer
 from nexus_grpc.front.dispatcher import Dispatcher
+from nexus_grpc.front.endings import Endings
 from nexus_grpc.front.flight import Flight
+from nexus_grpc.front.grpcio_contract import contract_mismatches
 from nexus_grpc.front.link import WorkerLink
 from nexus_grpc.front.model_services import ModelsService, SystemService
+from nexus_grpc.front.protection import ProtectionPolicy
 from nexus_grpc.front.public_api import THREADS, public_server
 from nexus_grpc.front.reflection import Health, add_reflection
 from nexus_grpc.front.request_ids import RequestIds
-from nexus_grpc.front.routes import Route
+from nexus_grpc.front.routes import Route, RouteTable
 from nexus_grpc.front.supervised import SupervisedCalls
 from nexus_grpc.front.traffic_service import TrafficService
 from nexus_grpc.front.upload import upload_handlers
+from nexus_grpc.front.waiting import WaitingRoom
 from nexus_grpc.ipc.control import ControlChannel, Message
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.stats import FrontStats, FrontWord, open_page
+from nexus_grpc.limits.circuit import CircuitPolicy, State
 from nexus_grpc.pb.inference import grpc_service_pb2
 from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2, traffic_pb2
-from nexus_grpc.settings import ConfigurationError, Settings
+
+if TYPE_CHECKING:
+    from nexus_grpc.settings import Settings
 
 # Threads for the cold methods; health and reflection streams hold one each.
 COLD_THREADS = 24
@@ -42,6 +52,11 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 STREAMS_PER_CONNECTION = 1024
 METADATA_MAX_BYTES = 32 << 10
 LOOKAHEAD_BYTES = 4 << 20
+_CIRCUIT_EVENTS = {
+    State.OPEN: "circuit open: the version keeps failing and is left alone for now",
+    State.HALF_OPEN: "circuit half-open: the version is tried with a few requests",
+    State.CLOSED: "circuit closed: the version answers again",
+}
 
 
 class Front:
@@ -58,7 +73,7 @@ class Front:
     """
 
     def __init__(self, channel: ControlChannel, hello: dict[str, Any], descriptors: list[int]) -> None:
-        settings = Settings.restore(hello["settings"])
+        settings = _plain_settings(hello["settings"])
         logs.configure(settings.log_format, settings.log_level, "front", hello["index"])
         self._log = logs.logger()
         self._request_log = logs.RequestLog(settings.log_sample)
@@ -75,18 +90,20 @@ class Front:
         self._workers: dict[int, int] = {}
         self._ids = RequestIds(os.urandom(9))
         self._serving = False
+        self._stats = stats
+        self._protection = _protection_of(settings)
+        routes = RouteTable(self._protection, self._circuit_changed)
         self._dispatcher = Dispatcher(
             bell,
             stats,
-            self._request_log.sampled,
-            self._finished,
+            Endings(stats, routes, self._request_log.sampled, self._finished),
             self._broken,
-            in_flight_bytes_max=settings.max_in_flight_bytes,
-            waiting_max=settings.max_in_flight,
-            respawn_wait_ns=int(settings.respawn_wait_seconds * 1e9),
+            settings.max_in_flight_bytes,
+            WaitingRoom(settings.max_in_flight, int(settings.respawn_wait_seconds * 1e9)),
+            routes,
         )
         # The server that handlers and ports are added to, and what is started and stopped.
-        self._access = FrontAccess(settings, buckets_fd, self._ids, channel)
+        self._access = FrontAccess(settings, buckets_fd, self._ids, channel, stats, hello.get("envoy_secret", ""))
         self._dispatcher.guard = self._access.guard
         self._stock, self._server = self._build_server()
         self._health = Health(self._stock)
@@ -97,7 +114,7 @@ class Front:
     def _add_cold_methods(self) -> None:
         supervised, serving = self._supervised, lambda: self._serving
         inference = InferenceService(self._catalogue, serving, supervised)
-        models = ModelsService(self._catalogue, supervised)
+        models = ModelsService(self._catalogue, supervised, self._circuit_of)
         traffic = TrafficService(supervised)
         started_at_s = psutil.Process(os.getppid()).create_time()
         system = SystemService(self._catalogue, serving, lambda: len(self._workers), started_at_s, supervised)
@@ -199,7 +216,13 @@ class Front:
         self._catalogue.add_page(message["worker"], open_page(page_fd))
         os.close(page_fd)
         link = WorkerLink(
-            message["worker"], message["generation"], segment_fd, bell, side_fd, self._settings.max_in_flight
+            message["worker"],
+            message["generation"],
+            segment_fd,
+            bell,
+            side_fd,
+            self._settings.max_in_flight,
+            self._protection.admission(),
         )
         self._workers[link.worker] = link.generation
         self._dispatcher.command(lambda: self._dispatcher.attach(link))
@@ -230,6 +253,15 @@ class Front:
         stopped.wait(seconds + 1)
         self._dispatcher.stop()
 
+    def _circuit_of(self, slot: int) -> str:
+        route = self._dispatcher.routes.routes.get(slot)
+        return (State.CLOSED if route is None else route.circuit.state).name.lower()
+
+    def _circuit_changed(self, slot: int, name: str, version: str, state: State) -> None:
+        self._stats.circuit(slot, int(state), state is State.OPEN)
+        tell = self._log.info if state is State.CLOSED else self._log.warning
+        tell(_CIRCUIT_EVENTS[state], model=name, version=version)
+
     def _broken(self, worker: int, generation: int) -> None:
         self._channel.send({"type": "broken", "worker": worker, "generation": generation})
 
@@ -243,3 +275,19 @@ class Front:
             model=route.name if isinstance(route, Route) else "",
             version=route.version if isinstance(route, Route) else "",
         )
+
+
+def _plain_settings(text: str) -> "Settings":
+    """The supervisor has checked them: what pydantic would add is 13 MiB. Paths are strings here, and tuples lists."""
+    return cast("Settings", SimpleNamespace(**json.loads(text)))
+
+
+def _protection_of(settings: "Settings") -> ProtectionPolicy:
+    circuit = CircuitPolicy(
+        settings.circuit_requests,
+        settings.circuit_failures,
+        int(settings.circuit_open_seconds * 1e9),
+        settings.circuit_probes,
+    )
+    target_ns = int(settings.queue_target_ms * 1e6)
+    return ProtectionPolicy(circuit, settings.model_max_in_flight, target_ns, settings.fronts)

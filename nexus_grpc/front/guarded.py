@@ -16,9 +16,10 @@ from nexus_grpc.front.caller import calling
 from nexus_grpc.front.cold_methods import abort
 from nexus_grpc.front.hot_methods import HTTP_STATUS_KEY, PATHS, REQUEST_ID_KEY, request_id_of
 from nexus_grpc.front.request_ids import RequestIds
-from nexus_grpc.ipc.errors import NexusError, PermissionDenied
+from nexus_grpc.ipc.errors import NexusError, PermissionDenied, RateLimited
 from nexus_grpc.ipc.rich_errors import status_bytes
 from nexus_grpc.ipc.wire import json_body
+from nexus_grpc.limits.buckets import Headers
 from nexus_grpc.rest.errors import error_body, error_headers, http_status
 
 _HOT = frozenset(PATHS.values())
@@ -28,14 +29,40 @@ _MAKERS = {
     (True, False): (grpc.stream_unary_rpc_method_handler, "stream_unary"),
     (True, True): (grpc.stream_stream_rpc_method_handler, "stream_stream"),
 }
-# (the caller) → nothing, or raises NexusError: what else a call has to pass.
-Further = Callable[[Identity], None]
+# (the caller) → headers for the answer, or raises NexusError: what else a call has to pass.
+Further = Callable[[Identity], Headers]
+
+
+class _Telling:
+    """A call's context whose answer, or error, carries more headers: with the former at its beginning, with the latter
+    at its end. All else is the context's own.
+    """
+
+    def __init__(self, context: grpc.ServicerContext, headers: Headers) -> None:
+        self._context = context
+        self._headers = headers
+        self._begun = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def send_initial_metadata(self, metadata: tuple[Any, ...]) -> None:
+        self._begun = True
+        self._context.send_initial_metadata((*metadata, *self._headers))
+
+    def set_trailing_metadata(self, metadata: tuple[Any, ...]) -> None:
+        self._context.set_trailing_metadata((*metadata, *(() if self._begun else self._headers)))
+
+    def begin(self) -> None:
+        """There is an answer."""
+        if not self._begun:
+            self.send_initial_metadata(())
 
 
 class GateInterceptor(grpc.ServerInterceptor):
     """Args:
     admit: recognises callers (access/gate.py).
-    further: what else a caller has to pass, such as a rate limit.
+    further: what else a caller has to pass, such as a rate limit, and what its answers tell of that.
     ids: for answers to REST callers who bring no request id.
     """
 
@@ -66,18 +93,26 @@ class GateInterceptor(grpc.ServerInterceptor):
             if scope is None:
                 raise PermissionDenied("this method is open to nobody", reason="NO_RULE")
             identity = self._admit(scope, context.invocation_metadata() or (), context)  # type: ignore[arg-type]
-            self._further(identity)
+            headers = self._further(identity)
         except NexusError as error:
             return self._refuse(path, error, context)
         with calling(identity):
-            return behaviour(request, context)
+            if not headers:
+                return behaviour(request, context)
+            telling = _Telling(context, headers)
+            answer = behaviour(request, telling)
+            telling.begin()
+            return answer
 
     def _refuse(self, path: str, error: NexusError, context: grpc.ServicerContext) -> bytes:
         """As the methods answer themselves: REST's by HttpBody."""
+        headers = error.headers if isinstance(error, RateLimited) else ()
         if not path.startswith(TWIN_PREFIX):
-            abort(context, error)
+            abort(_Telling(context, headers), error)  # type: ignore[arg-type]
         request_id = request_id_of(context.invocation_metadata() or (), self._ids).decode()
         details = status_bytes(error)
         status = (HTTP_STATUS_KEY, str(http_status(error.code, error.reason)))
-        context.send_initial_metadata(((REQUEST_ID_KEY, request_id), status, *error_headers(error.code, details)))
+        context.send_initial_metadata(
+            ((REQUEST_ID_KEY, request_id), status, *error_headers(error.code, details), *headers)
+        )
         return json_body(error_body(error.code, error.message, request_id, details))

@@ -24,6 +24,7 @@ from nexus_grpc.ipc.segment import (
     TABLE_ENTRIES,
     map_segment,
 )
+from nexus_grpc.limits.admission import Admission
 
 _pack_header = REQUEST_HEADER.pack_into
 # Where WorkerLink.answer_words has the two cursors of the response ring.
@@ -34,7 +35,14 @@ class WorkerLink:
     """Used by whoever holds the dispatcher's turn, so that the rings have one producer and one consumer."""
 
     def __init__(
-        self, worker: int, generation: int, segment_fd: int, bell: int, side_fd: int, in_flight_max: int
+        self,
+        worker: int,
+        generation: int,
+        segment_fd: int,
+        bell: int,
+        side_fd: int,
+        in_flight_max: int,
+        admission: Admission | None = None,
     ) -> None:
         segment = map_segment(segment_fd)
         os.close(segment_fd)
@@ -43,6 +51,7 @@ class WorkerLink:
         # Its first and its last word tell whether there are answers (see ANSWERS_PUBLISHED).
         self.answer_words = segment.words[RESPONSE_PUBLISHED_WORD : RESPONSE_RELEASED_WORD + 1]
         self.flights: dict[int, Flight] = {}
+        self.admission = admission or Admission(0)
         self._bell = bell
         self._side = socket.socket(fileno=side_fd)
         self._words = segment.words

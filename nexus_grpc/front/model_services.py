@@ -23,11 +23,16 @@ SERVER_NAME = "nexus-grpc"
 
 
 class ModelsService:
-    """nexus.v1.Models."""
+    """nexus.v1.Models.
 
-    def __init__(self, catalogue: Catalogue, supervised: Supervised) -> None:
+    Args:
+        circuit_of: the state of a slot's circuit in this front (limits/circuit.py), by name.
+    """
+
+    def __init__(self, catalogue: Catalogue, supervised: Supervised, circuit_of: Callable[[int], str]) -> None:
         self._catalogue = catalogue
         self._supervised = supervised
+        self._circuit_of = circuit_of
 
     def forward(self, method: Any, request: Message, caller: Caller) -> Message:
         """A method that the supervisor carries out."""
@@ -51,7 +56,13 @@ class ModelsService:
         serving = self._catalogue.serving_version(name)
         shown = next((entry for entry in known if entry.version == serving and entry.ready), known[-1])
         versions = [
-            models_pb2.VersionInfo(version=e.version, state=e.state, reason=e.reason, version_name=e.version_name)
+            models_pb2.VersionInfo(
+                version=e.version,
+                state=e.state,
+                reason=e.reason,
+                version_name=e.version_name,
+                circuit=self._circuit_of(e.slot),
+            )
             for e in known
         ]
         info = models_pb2.ModelInfo(id=name, name=name, version=shown.version, state=shown.state, versions=versions)

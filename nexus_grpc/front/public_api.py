@@ -84,10 +84,8 @@ class HotHandlers(grpc.GenericRpcHandler):
             return grpc.unary_unary_rpc_method_handler(self._http(int(method)))
         return grpc.unary_unary_rpc_method_handler(self._unary(int(method)))
 
-    def _begin(self, context: grpc.ServicerContext) -> tuple[bytes, int]:
-        request_id = request_id_of(context.invocation_metadata() or (), self._ids)
-        context.send_initial_metadata(((REQUEST_ID_KEY, request_id.decode()),))
-        return request_id, self._deadline_ns(context)
+    def _request_id(self, context: grpc.ServicerContext) -> bytes:
+        return request_id_of(context.invocation_metadata() or (), self._ids)
 
     def _deadline_ns(self, context: grpc.ServicerContext) -> int:
         remaining = context.time_remaining()
@@ -103,8 +101,9 @@ class HotHandlers(grpc.GenericRpcHandler):
             if is_http(flight.method):
                 flight.message = as_hot_request(flight.method, flight.message)
         except NexusError as error:
+            guard = self._dispatcher.guard
             with self._dispatcher.turn:
-                self._dispatcher.refuse(flight, error)
+                self._dispatcher.refuse(flight, error if guard is None else guard.counted(flight, error))
         else:
             with self._dispatcher.turn:
                 self._dispatcher.submit(flight)
@@ -123,21 +122,24 @@ class HotHandlers(grpc.GenericRpcHandler):
 
     def _unary(self, method: int) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         def handle(message: bytes, context: grpc.ServicerContext) -> bytes:
-            request_id, deadline_ns = self._begin(context)
-            flight = self._answered(PublicFlight(method, request_id, deadline_ns, message), context)
+            request_id = self._request_id(context)
+            flight = self._answered(PublicFlight(method, request_id, self._deadline_ns(context), message), context)
+            first = (REQUEST_ID_KEY, request_id.decode())
             if flight.code:
-                if flight.details:
-                    context.set_trailing_metadata(((DETAILS_KEY, flight.details),))
+                context.send_initial_metadata((first,))
+                details = ((DETAILS_KEY, flight.details),) if flight.details else ()
+                context.set_trailing_metadata((*details, *flight.headers))
                 context.abort(_STATUS[flight.code], flight.error)
+            context.send_initial_metadata((first, *flight.headers))
             return flight.payload
 
         return handle
 
     def _http(self, method: int) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         def handle(message: bytes, context: grpc.ServicerContext) -> bytes:
-            request_id = request_id_of(context.invocation_metadata() or (), self._ids)
+            request_id = self._request_id(context)
             flight = self._answered(PublicFlight(method, request_id, self._deadline_ns(context), message), context)
-            metadata = [(REQUEST_ID_KEY, request_id.decode())]
+            metadata = [(REQUEST_ID_KEY, request_id.decode()), *flight.headers]
             if flight.code:
                 metadata += [
                     (HTTP_STATUS_KEY, str(http_status(flight.code))),
@@ -152,11 +154,15 @@ class HotHandlers(grpc.GenericRpcHandler):
 
     def _stream(self, method: int) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
         def handle(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            request_id, deadline_ns = self._begin(context)
+            request_id, deadline_ns = self._request_id(context), self._deadline_ns(context)
+            first = (REQUEST_ID_KEY, request_id.decode())
             try:
-                self._admitted(method, context)
+                identity = self._admitted(method, context)
             except NexusError as error:
+                context.send_initial_metadata((first,))
                 abort(context, error)
+            guard = self._dispatcher.guard
+            context.send_initial_metadata((first, *(guard.standing(identity) if guard is not None else ())))
             for message in messages:
                 flight = self._answered(PublicFlight(method, request_id, deadline_ns, message), context)
                 if flight.code:

@@ -6,19 +6,23 @@ traffic (split.py).
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.link import WorkerLink
+from nexus_grpc.front.protection import FALLBACK_KEY, FAULTS, Ceiling, ProtectionPolicy, circuit_open
 from nexus_grpc.front.split import Split
 from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable, NexusError, UnknownModel
 from nexus_grpc.ipc.wire import LENGTH_DELIMITED, WireError, fields
+from nexus_grpc.limits.circuit import Circuit, State
 
 # Protobuf tags of field 1 and field 2 as strings: model_name/model_id and model_version in every hot request.
 NAME_TAG, VERSION_TAG = 0x0A, 0x12
 ONE_BYTE_LENGTH_MAX = 0x7F
 # How much a new latency counts in a link's average (TCP's smoothed round-trip time: RFC 6298, alpha = 1/8).
 LATENCY_WEIGHT = 1 / 8
+CircuitChanged = Callable[[int, str, str, State], None]
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -26,17 +30,20 @@ class Route:
     """One model version that is ready. `links` are the live workers that hold it.
 
     `incarnation` tells it from what had its slot before. `split` is set on the route of requests that name no version,
-    while an experiment runs.
+    while an experiment runs. `circuit`, `ceiling` and `fallback`: see protection.py.
     """
 
     slot: int
     name: str
     version: str
     workers: frozenset[int]
+    circuit: Circuit
     links: tuple[WorkerLink, ...] = ()
     turn: int = 0
     incarnation: int = 0
     split: Split | None = None
+    ceiling: Ceiling | None = None
+    fallback: "Route | None" = None
 
     # Whether observe() wants to be told.
     measures = False
@@ -55,6 +62,26 @@ class Route:
 
     def observe(self, link: object, total_ns: int) -> None:
         """A request ended after so long."""
+
+    def or_fallback(self, flight: Flight, now_ns: int) -> "Route":
+        """Where a request goes: here, or, while the circuit is open, to the fallback version if it asked for no
+        version of its own. Raises ModelUnavailable."""
+        if self.circuit.allow(now_ns):
+            return self
+        other = self.fallback
+        if other is None or other.circuit.open or read_name_and_version(flight.message)[1]:
+            raise circuit_open(self.name, self.version, self.circuit, now_ns)
+        flight.headers = (*flight.headers, (FALLBACK_KEY, self.version))
+        return other
+
+    def ended(self, code: int, arrived_ns: int, total_ns: int) -> None:
+        """A request that was let through here has ended."""
+        if self.ceiling is not None:
+            self.ceiling.in_flight -= 1
+        if code == 0 or code in FAULTS:
+            self.circuit.ended(code != 0, arrived_ns + total_ns, arrived_ns)
+        else:
+            self.circuit.dropped(arrived_ns)
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -106,13 +133,23 @@ class ModelRoutes:
 
 
 class RouteTable:
-    """Model name → versions → Route."""
+    """Model name → versions → Route.
 
-    def __init__(self) -> None:
+    Args:
+        policy: what protects the models.
+        circuit_changed: called with (slot, name, version, state) when a circuit opens, is tried or closes.
+    """
+
+    def __init__(
+        self,
+        policy: ProtectionPolicy | None = None,
+        circuit_changed: CircuitChanged | None = None,
+    ) -> None:
+        self._policy = policy or ProtectionPolicy()
+        self._circuit_changed = circuit_changed
         self._models: dict[bytes, ModelRoutes] = {}
         self.routes: dict[int, Route] = {}
-        # Whether an experiment is sticky by a header, so that flights must keep theirs.
-        self.reads_metadata = False
+        self._ceilings: dict[str, Ceiling] = {}
         # Whether a route wants to be told how long requests took.
         self.measures = False
 
@@ -129,7 +166,7 @@ class RouteTable:
             policy = traffic.get(entry["name"], {})
             model = models.setdefault(entry["name"].encode(), ModelRoutes({}, {}))
             if entry["state"] == "READY":
-                route = routes[entry["slot"]] = _route(entry, policy, old.get(entry["slot"]))
+                route = routes[entry["slot"]] = self._route(entry, policy, old.get(entry["slot"]))
                 if not entry.get("variant"):
                     _add_version(model, route, entry.get("version_name", ""), policy)
             elif not entry.get("variant"):
@@ -137,12 +174,48 @@ class RouteTable:
         for name, policy in traffic.items():
             if name.encode() in models:
                 _add_default(models[name.encode()], policy, routes)
+        for entry in catalogue:
+            if entry["slot"] in routes and entry.get("fallback"):
+                _add_fallback(models[entry["name"].encode()], routes[entry["slot"]], entry["fallback"])
         self.routes = routes
         self._models = models
         self.measures = any(route.measures for route in routes.values())
-        splits = [model.versions[b""].split for model in models.values() if b"" in model.versions]
-        self.reads_metadata = any(split.reads_metadata for split in splits if split is not None)
         return [slot for slot, route in routes.items() if slot not in old or not _is_same(old[slot], route)]
+
+    def _route(self, entry: dict[str, Any], policy: dict[str, Any], old: Route | None) -> Route:
+        kind = BALANCES[policy.get("balance") or "least_busy"]
+        incarnation = entry.get("incarnation", 0)
+        known = old if old is not None and old.incarnation == incarnation else None
+        route = kind(
+            entry["slot"],
+            entry["name"],
+            entry["version"],
+            frozenset(entry["workers"]),
+            known.circuit if known is not None else self._circuit(entry["slot"], entry["name"], entry["version"]),
+            incarnation=incarnation,
+            ceiling=self._ceiling(entry["name"], entry.get("max_in_flight", 0)),
+        )
+        if known is not None:
+            route.links = known.links
+            if isinstance(route, LeastLatencyRoute) and isinstance(known, LeastLatencyRoute):
+                route.latencies_ns = known.latencies_ns
+        return route
+
+    def _circuit(self, slot: int, name: str, version: str) -> Circuit:
+        changed = self._circuit_changed
+        if changed is None:
+            return Circuit(self._policy.circuit)
+        tell = changed
+        return Circuit(self._policy.circuit, lambda circuit, before, after: tell(slot, name, version, after))
+
+    def _ceiling(self, name: str, configured: int) -> Ceiling | None:
+        """The same object for all versions, and for as long as the model is there: it counts."""
+        limit = self._policy.ceiling_of(configured)
+        if not limit:
+            return None
+        ceiling = self._ceilings.setdefault(name, Ceiling(limit))
+        ceiling.limit = limit
+        return ceiling
 
     def observe(self, flight: Flight, total_ns: int) -> None:
         """A request ended; its route may learn from how long it took."""
@@ -210,22 +283,6 @@ def _is_same(one: Route, other: Route) -> bool:
     return one.incarnation == other.incarnation
 
 
-def _route(entry: dict[str, Any], policy: dict[str, Any], old: Route | None) -> Route:
-    kind = BALANCES[policy.get("balance") or "least_busy"]
-    route = kind(
-        entry["slot"],
-        entry["name"],
-        entry["version"],
-        frozenset(entry["workers"]),
-        incarnation=entry.get("incarnation", 0),
-    )
-    if old is not None and _is_same(old, route):
-        route.links = old.links
-        if isinstance(route, LeastLatencyRoute) and isinstance(old, LeastLatencyRoute):
-            route.latencies_ns = old.latencies_ns
-    return route
-
-
 def _add_version(model: ModelRoutes, route: Route, version_name: str, policy: dict[str, Any]) -> None:
     model.versions[route.version.encode()] = route
     model.names[b"v" + route.version.encode()] = route.version.encode()
@@ -241,10 +298,20 @@ def _add_default(model: ModelRoutes, policy: dict[str, Any], routes: dict[int, R
     serving = routes.get(policy.get("serving", 0))
     arms = [routes.get(slot, serving) for slot in policy.get("arms", ())]
     if arms and all(arm is not None for arm in arms) and arms[0] is not None:
+        for arm in arms[1:]:
+            if arm is not None:  # a candidate that fails leaves its share to the first variant
+                arm.fallback = arms[0]
         split = Split(arms, policy["assignment"], policy["salt"], policy.get("sticky"))
         model.versions[b""] = dataclasses.replace(arms[0], split=split)
     elif serving is not None:
         model.versions[b""] = serving
+
+
+def _add_fallback(model: ModelRoutes, route: Route, number: int) -> None:
+    """A version that is there and is another one."""
+    fallback = model.versions.get(b"%d" % number)
+    if fallback is not None and fallback.slot != route.slot and fallback.version != route.version:
+        route.fallback = fallback
 
 
 def read_name_and_version(message: bytes) -> tuple[bytes, bytes]:

@@ -48,10 +48,6 @@ class Split:
         self._parameter = name.encode() if kind == "parameter" else b""
         self._strata: list[int] = []
 
-    @property
-    def reads_metadata(self) -> bool:
-        return bool(self._header)
-
     def choose(self, flight: Flight) -> Any:
         """The arm for a request."""
         key = self._key_of(flight) if self._header or self._parameter else b""

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from nexus_grpc import logs
-from nexus_grpc.settings import ConfigurationError
+from nexus_grpc.configuration import ConfigurationError
 
 CHECK_SECONDS = 1.0
 # What gRPC's TLS library offers to clients; it has others, but no client that this server would understand.

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import structlog
@@ -43,8 +43,10 @@ from nexus_grpc.pb.nexus.v1.models_pb2 import UploadHeader, UploadRequest, Uploa
 from nexus_grpc.repository import check_model_name
 from nexus_grpc.rest.errors import error_body, http_status
 from nexus_grpc.rest.twin import SERVICE
-from nexus_grpc.settings import Settings
 from nexus_grpc.staging import StagedFile
+
+if TYPE_CHECKING:
+    from nexus_grpc.settings import Settings
 
 METHOD, TWIN = "Upload", "ModelsUpload"
 OPERATION = "Models.Upload"
@@ -181,7 +183,7 @@ class Messages(Iterator[Message]):
 class Uploads:
     """Both ways to upload."""
 
-    def __init__(self, settings: Settings, supervised: Supervised, ids: RequestIds) -> None:
+    def __init__(self, settings: "Settings", supervised: Supervised, ids: RequestIds) -> None:
         self._settings = settings
         self._supervised = supervised
         self._ids = ids
@@ -244,7 +246,7 @@ class Uploads:
     @contextlib.contextmanager
     def _reception(self) -> Iterator[Reception]:
         with contextlib.closing(
-            Reception(self._settings.model_repository, self._settings.upload_max_bytes)
+            Reception(Path(self._settings.model_repository), self._settings.upload_max_bytes)
         ) as reception:
             yield reception
 
@@ -315,7 +317,9 @@ def _bug(error: Exception) -> NexusError:
     return InferenceFailed("internal error in the upload; see the server's log", reason="INTERNAL")
 
 
-def upload_handlers(settings: Settings, supervised: Supervised, ids: RequestIds) -> tuple[grpc.GenericRpcHandler, ...]:
+def upload_handlers(
+    settings: "Settings", supervised: Supervised, ids: RequestIds
+) -> tuple[grpc.GenericRpcHandler, ...]:
     """The handlers of nexus.v1.Models/Upload and of its twin."""
     uploads = Uploads(settings, supervised, ids)
     by_grpc: grpc.RpcMethodHandler[Any, Any] = grpc.stream_unary_rpc_method_handler(

@@ -159,3 +159,5 @@ class PermissionDenied(NexusError):
 class RateLimited(NexusError):
     code = Code.RESOURCE_EXHAUSTED
     reason = "RATE_LIMITED"
+    # RateLimit-… of the bucket that refused (limits/buckets.py).
+    headers: tuple[tuple[str, str], ...] = ()

@@ -47,6 +47,7 @@ class FrontSnapshot:
     pid: int
     in_flight: int
     streams_open: int
+    redis: int
     late_replies: int
     redispatched: int
     poisoned: int
@@ -54,6 +55,14 @@ class FrontSnapshot:
     cancelled: int
     deadline_passed: int
     oversize: int
+    load_shed: int
+    deadline_too_short: int
+    concurrency_limit: int
+    circuit_open: int
+    rate_limited: int
+    fallbacks: int
+    redis_outages: int
+    local_decisions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +106,15 @@ class ModelSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class FrontModelSnapshot:
-    """A model as fronts saw it: requests[method][code] and the time from arrival to the end. `a + b` joins fronts."""
+    """A model as fronts saw it: requests[method][code], the time from arrival to the end, and its circuit's state (the
+    worst of them; limits/circuit.py) with how often it opened. `a + b` joins fronts."""
 
     requests: tuple[tuple[int, ...], ...]
     total: Histogram
+    circuit: int = 0
+    circuit_opened: int = 0
 
     def __add__(self, other: "FrontModelSnapshot") -> "FrontModelSnapshot":
         requests = tuple(tuple(map(operator.add, *rows)) for rows in zip(self.requests, other.requests, strict=True))
-        return FrontModelSnapshot(requests, self.total + other.total)
+        circuit, opened = max(self.circuit, other.circuit), self.circuit_opened + other.circuit_opened
+        return FrontModelSnapshot(requests, self.total + other.total, circuit, opened)

@@ -4,10 +4,11 @@ A page is a sparse memfd of u64 words: a header for the process, then MODEL_SLOT
 
     worker page   WorkerWord header | slot 0 | ...    slot: 4 latency histograms, batch sizes, counters, predictions,
                                                       whose counts these are
-    front page    FrontWord header | slot 0 | ...     slot: requests[Method][Code], total latency histogram
+    front page    FrontWord header | slot 0 | ...     slot: requests[Method][Code], total latency histogram, circuit
     histogram     one word per bound (not cumulative), one for values above all bounds, then the sum of the values
 
-Single writer: one thread of the process whose page it is. The supervisor makes the page and writes to it only while
+Single writer: one thread of the process whose page it is (a front's words about Redis: its share's thread, which writes
+no others). The supervisor makes the page and writes to it only while
 that process is dead (`reset_gauges`). A replacement continues its predecessor's page, so counters never fall. A slot's
 counts begin anew with its next owner.
 Memory order: `words[i] += n` on a memoryview of format "Q" is one aligned 8-byte load and one such store, never torn
@@ -54,7 +55,7 @@ class PageKind(enum.IntEnum):
     """Which process writes a page; the value stands in its first word (ASCII name and layout version)."""
 
     WORKER = int.from_bytes(b"NXWORK\0\2", "big")
-    FRONT = int.from_bytes(b"NXFRNT\0\2", "big")
+    FRONT = int.from_bytes(b"NXFRNT\0\3", "big")
 
 
 class WorkerWord(enum.IntEnum):
@@ -74,12 +75,13 @@ class WorkerWord(enum.IntEnum):
 
 
 class FrontWord(enum.IntEnum):
-    """Header of a front's page. LAYOUT is the PageKind; up to STREAMS_OPEN are gauges, the rest counters."""
+    """Header of a front's page. LAYOUT is the PageKind; up to REDIS are gauges, the rest counters."""
 
     LAYOUT = 0
     PID = enum.auto()
     IN_FLIGHT = enum.auto()
     STREAMS_OPEN = enum.auto()
+    REDIS = enum.auto()  # which shares the rate limits: REDIS_UP, REDIS_AWAY; 0 = there is none
     LATE_REPLIES = enum.auto()
     REDISPATCHED = enum.auto()
     POISONED = enum.auto()
@@ -87,7 +89,18 @@ class FrontWord(enum.IntEnum):
     CANCELLED = enum.auto()
     DEADLINE_PASSED = enum.auto()
     OVERSIZE = enum.auto()
+    LOAD_SHED = enum.auto()
+    DEADLINE_TOO_SHORT = enum.auto()
+    CONCURRENCY_LIMIT = enum.auto()
+    CIRCUIT_OPEN = enum.auto()
+    RATE_LIMITED = enum.auto()
+    FALLBACKS = enum.auto()
+    REDIS_OUTAGES = enum.auto()
+    LOCAL_DECISIONS = enum.auto()
 
+
+# FrontWord.REDIS, where there is one.
+REDIS_AWAY, REDIS_UP = 1, 2
 
 HeaderWord = TypeVar("HeaderWord", WorkerWord, FrontWord)
 
@@ -110,17 +123,20 @@ _OWNER = _PREDICTIONS + PREDICTION_BUCKETS
 _SHADOW = _OWNER + 1
 WORKER_SLOT_WORDS = _line_aligned(_SHADOW + 1)
 
-# Front slot, relative to its start: requests by method and code, then the total latency.
+# Front slot, relative to its start: requests by method and code, the total latency, then the circuit's state and how
+# often it has opened.
 _TOTAL = len(Method) * CODE_COUNT
+_CIRCUIT = _TOTAL + _LATENCY_WORDS
+_CIRCUIT_OPENED = _CIRCUIT + 1
 FRONT_HEADER_WORDS = _line_aligned(len(FrontWord))
-FRONT_SLOT_WORDS = _line_aligned(_TOTAL + _LATENCY_WORDS)
+FRONT_SLOT_WORDS = _line_aligned(_CIRCUIT_OPENED + 1)
 _SIZES: dict[int, tuple[int, int]] = {
     PageKind.WORKER: (WORKER_HEADER_WORDS, WORKER_SLOT_WORDS),
     PageKind.FRONT: (FRONT_HEADER_WORDS, FRONT_SLOT_WORDS),
 }
 _PAGE_WORDS = {kind: header + MODEL_SLOTS * slot for kind, (header, slot) in _SIZES.items()}
 # The sums of the layout, checked once: a changed enum or bound shows here and needs a new layout version in PageKind.
-assert _SIZES == {PageKind.WORKER: (16, 128), PageKind.FRONT: (16, 192)}
+assert _SIZES == {PageKind.WORKER: (16, 128), PageKind.FRONT: (24, 192)}
 
 _QUEUE_SUM, _ASSEMBLY_SUM, _INFERENCE_SUM, _SERIALISATION_SUM, _TOTAL_SUM = [
     start + LATENCY_BUCKETS for start in (_QUEUE, _ASSEMBLY, _INFERENCE, _SERIALISATION, _TOTAL)
@@ -330,6 +346,12 @@ class FrontStats(_Writer[FrontWord]):
         words[_TOTAL + bisect_left(LATENCY_BOUNDS_NS, total_ns)] += 1
         words[_TOTAL_SUM] += total_ns
 
+    def circuit(self, slot: int, state: int, opened: bool) -> None:
+        """A circuit changed (limits/circuit.py): its state, and whether that is one more time that it opened."""
+        words = self._slots[slot]
+        words[_CIRCUIT] = state
+        words[_CIRCUIT_OPENED] += opened
+
 
 def read_worker(words: memoryview) -> WorkerSnapshot:
     """Reads a worker page's header. Raises ValueError for another page."""
@@ -356,7 +378,8 @@ def read_front_model(words: memoryview, slot: int) -> FrontModelSnapshot:
     """Reads one slot of a front's page. Raises ValueError for another page, IndexError for no such slot."""
     slot_words = _slot(_expect(words, PageKind.FRONT), slot).tolist()
     requests = tuple(tuple(slot_words[at : at + CODE_COUNT]) for at in range(0, _TOTAL, CODE_COUNT))
-    return FrontModelSnapshot(requests, _histogram(slot_words, _TOTAL, LATENCY_BUCKETS))
+    total = _histogram(slot_words, _TOTAL, LATENCY_BUCKETS)
+    return FrontModelSnapshot(requests, total, slot_words[_CIRCUIT], slot_words[_CIRCUIT_OPENED])
 
 
 def _histogram(slot_words: list[int], at: int, buckets: int) -> Histogram:

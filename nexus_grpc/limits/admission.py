@@ -95,7 +95,7 @@ class Admission:
             return 0.0
         # A worker is at least as slow as it has been silent over its work.
         silent_ns = now_ns - max(self._answered_ns, oldest_ns)
-        return max(in_flight * self.spacing_ns, silent_ns)
+        return max(in_flight * self.spacing_ns, float(silent_ns))
 
     def verdict(self, priority: int, in_flight: int, oldest_ns: int, deadline_ns: int, now_ns: int) -> int:
         """ADMITTED, SHED or TOO_LATE, for a request that comes now.
@@ -114,7 +114,7 @@ class Admission:
             answered_ns = self._answered_ns
             silent_ns = now_ns - (answered_ns if answered_ns > oldest_ns else oldest_ns)
             if silent_ns > expected_ns:
-                expected_ns = silent_ns
+                expected_ns = float(silent_ns)
             if deadline_ns and now_ns + expected_ns * (1 + DOUBT) + self._round_ns > deadline_ns:
                 self.late_count += 1
                 return self._counted(priority, expected_ns, now_ns, TOO_LATE)
@@ -158,7 +158,7 @@ class Admission:
             self._lowest_ns, self._started = total_ns, True
 
     def _bearable_ns(self) -> float:
-        return max(self._target_ns, SERVICES_MIN * self.spacing_ns)
+        return max(float(self._target_ns), SERVICES_MIN * self.spacing_ns)
 
     def _end_interval(self, expected_ns: float, now_ns: int) -> None:
         """Judge the interval that has passed, and begin the next. Without any answer, what is expected now counts."""

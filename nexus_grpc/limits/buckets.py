@@ -15,6 +15,8 @@ MINUTE_NS = 60_000_000_000
 SECOND_NS = 1_000_000_000
 # burst · interval stays below this, so that a TAT always fits a 64-bit word.
 _SPAN_MAX_NS = 1 << 60
+# RateLimit headers, for gRPC metadata and REST alike.
+Headers = tuple[tuple[str, str], ...]
 # Without a burst of its own a bucket holds what its rate gives in ten seconds.
 _BURST_PART_OF_A_MINUTE = 6
 
@@ -28,12 +30,14 @@ class Rate:
         burst: requests that a full bucket lets through at once.
         interval_ns: from one request to the next at the full rate, rounded up.
         tolerance_ns: how far TAT may lie ahead of a request that is let through.
+        headers: those that say what the limit is.
     """
 
     per_minute: float
     burst: int
     interval_ns: int
     tolerance_ns: int
+    headers: tuple[tuple[str, str], tuple[str, str]]
 
 
 def rate_of(per_minute: float, burst: int = 0) -> Rate:
@@ -46,7 +50,8 @@ def rate_of(per_minute: float, burst: int = 0) -> Rate:
     interval_ns = min(_SPAN_MAX_NS, math.ceil(MINUTE_NS / per_minute))
     burst = burst or max(1, int(per_minute / _BURST_PART_OF_A_MINUTE))
     burst = max(1, min(burst, _SPAN_MAX_NS // interval_ns))
-    return Rate(per_minute, burst, interval_ns, (burst - 1) * interval_ns)
+    headers = (("ratelimit-limit", str(burst)), ("ratelimit-policy", f"{per_minute:g};w=60;burst={burst}"))
+    return Rate(per_minute, burst, interval_ns, (burst - 1) * interval_ns, headers)
 
 
 class Bucket(Protocol):
@@ -104,21 +109,20 @@ def remaining(bucket: Bucket, now_ns: int) -> int:
     return max(0, (full_ns - bucket.level_ns(now_ns)) // rate.interval_ns)
 
 
-def reset_s(bucket: Bucket, now_ns: int) -> int:
-    """Whole seconds, rounded up, after which it is full."""
-    return -(-bucket.level_ns(now_ns) // SECOND_NS)
+def rate_headers(bucket: Bucket, now_ns: int, refused: bool = False) -> Headers:
+    """The headers that tell a client where it stands, with answers and refusals alike.
 
+    The limit is the burst: what "remaining" counts down from; the rate stands in the policy. The reset is when all of
+    it will be there again, not the next request (that is Retry-After), as in other servers that go by GCRA.
 
-def rate_headers(bucket: Bucket, now_ns: int) -> tuple[tuple[str, str], ...]:
-    """The headers that tell a client where it stands, for gRPC metadata and REST alike.
+    Args:
+        refused: nothing remains for this client, also where a part of the burst is kept for other servers.
 
-    The limit is the burst: what "remaining" counts down from; the rate stands in the policy.
-    Source: draft-ietf-httpapi-ratelimit-headers-06 (RateLimit-Limit, -Remaining, -Reset in seconds, -Policy).
+    Sources: draft-ietf-httpapi-ratelimit-headers-06 (RateLimit-Limit, -Remaining, -Reset in seconds, -Policy);
+    https://github.com/brandur/redis-cell#response (what GCRA makes of them).
     """
+    level_ns = bucket.level_ns(now_ns)
     rate = bucket.rate
-    return (
-        ("ratelimit-limit", str(rate.burst)),
-        ("ratelimit-remaining", str(remaining(bucket, now_ns))),
-        ("ratelimit-reset", str(reset_s(bucket, now_ns))),
-        ("ratelimit-policy", f"{rate.per_minute:g};w=60;burst={rate.burst}"),
-    )
+    left = 0 if refused else max(0, (rate.tolerance_ns + rate.interval_ns - level_ns) // rate.interval_ns)
+    limit, policy = rate.headers
+    return limit, ("ratelimit-remaining", str(left)), ("ratelimit-reset", str(-(-level_ns // SECOND_NS))), policy

@@ -1,13 +1,13 @@
 """What a front asks before it takes a request: whether the caller's and the model's rates allow one more.
 
-A bucket is cheapest held where it belongs (the identity, the route): `bucket()` once, then its `take(now_ns)`. `take()`
-with a name costs a look-up more. Neither raises: a refusal is a wait, which `rate_limited` makes an error of.
+`take_both` asks; it does not raise: a refusal is a wait, which `rate_limited` makes an error of. `standing` tells a
+client where it is afterwards.
 """
 
 from typing import Protocol
 
 from nexus_grpc.ipc.errors import RateLimited
-from nexus_grpc.limits.buckets import SECOND_NS, Bucket, Rate, rate_of
+from nexus_grpc.limits.buckets import SECOND_NS, Bucket, Headers, Rate, rate_headers, rate_of, remaining
 from nexus_grpc.limits.shared import AloneBucket, BucketTable
 
 # Buckets that are looked up by name. They may be forgotten at any time: what they hold is in the table.
@@ -55,14 +55,6 @@ class Limiter:
         self._buckets[name] = bucket, per_minute, burst
         return bucket
 
-    def take(self, name: str, per_minute: float, burst: int, now_ns: int) -> int:
-        """Take a token: 0 when there was one or there is no limit, else the nanoseconds to wait. Raises as bucket()."""
-        known = self._buckets.get(name)
-        if known is not None and known[1] == per_minute and known[2] == burst:
-            return known[0].take(now_ns)
-        bucket = self.bucket(name, per_minute, burst)
-        return bucket.take(now_ns) if bucket is not None else 0
-
 
 def take_both(caller: Bucket | None, model: Bucket | None, now_ns: int) -> tuple[Bucket, int] | None:
     """Take a token from each that there is; None when that went well, else who refused and for how long (ns).
@@ -78,12 +70,27 @@ def take_both(caller: Bucket | None, model: Bucket | None, now_ns: int) -> tuple
     return None
 
 
-def rate_limited(whose: str, bucket: Bucket, wait_ns: int) -> RateLimited:
-    """The error of a refused request, with retry_after_s. `whose`: such as "caller 'key:7f'" or "model 'iris'"."""
+def standing(caller: Bucket | None, model: Bucket | None, now_ns: int) -> Headers:
+    """The headers of whichever has less left; none where there is neither."""
+    if model is None:
+        return rate_headers(caller, now_ns) if caller is not None else ()
+    if caller is None or remaining(model, now_ns) < remaining(caller, now_ns):
+        return rate_headers(model, now_ns)
+    return rate_headers(caller, now_ns)
+
+
+def rate_limited(whose: str, bucket: Bucket, wait_ns: int, now_ns: int) -> RateLimited:
+    """The error of a refused request, with retry_after_s and its headers.
+
+    Args:
+        whose: such as "caller 'key:7f'" or "model 'iris'".
+    """
     wait_s = max(RETRY_MIN_S, wait_ns / SECOND_NS)
     rate = bucket.rate
-    return RateLimited(
+    error = RateLimited(
         f"the limit of {rate.per_minute:g} requests per minute (at most {rate.burst} at once) of {whose} is used up;"
         f" try again in {wait_s:.3g} s",
         retry_after_s=wait_s,
     )
+    error.headers = rate_headers(bucket, now_ns, refused=True)
+    return error

@@ -127,6 +127,7 @@ class ShareStatistics:
         servers: limiters that share through it, this one included.
         rounds, failures: round trips that were answered, and that were not.
         local_takes: requests that the local buckets decided, as Redis was away or slow.
+        outages: times that Redis was lost, or was not there at first.
     """
 
     up: bool
@@ -134,6 +135,7 @@ class ShareStatistics:
     rounds: int
     failures: int
     local_takes: int
+    outages: int
 
 
 class RedisShare:
@@ -142,20 +144,26 @@ class RedisShare:
     Args:
         url: redis://:password@host:port/database, rediss:// for TLS, unix://path.
         changed: called in the thread with (up, what happened) whenever Redis comes or goes, also at first.
+        seen: called in the thread with the statistics, now and then: at least every HEARTBEAT_S or so.
 
     Raises ShareUnusable when the URL is wrong.
     """
 
-    def __init__(self, url: str, changed: Callable[[bool, str], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        changed: Callable[[bool, str], None],
+        seen: Callable[[ShareStatistics], None] = lambda statistics: None,
+    ) -> None:
         self._redis = _client(url)
-        self._changed = changed
+        self._changed, self._seen = changed, seen
         self._me = secrets.token_hex(8)
         self._sha = hashlib.sha1(SCRIPT.encode()).hexdigest()
         self._desk = Desk(self._wake)
         self._something, self._urgent = threading.Event(), threading.Event()
         self._running = True
         self._told: bool | None = None
-        self._tries = self._rounds = self._failures = 0
+        self._tries = self._rounds = self._failures = self._outages = 0
         self._last_ns = 0
         # Buckets that are reported some time without being used.
         self._open: dict[str, LeasedBucket] = {}
@@ -181,7 +189,7 @@ class RedisShare:
     def statistics(self) -> ShareStatistics:
         """For metrics and `status`."""
         desk = self._desk
-        return ShareStatistics(desk.up, desk.servers, self._rounds, self._failures, desk.local_takes)
+        return ShareStatistics(desk.up, desk.servers, self._rounds, self._failures, desk.local_takes, self._outages)
 
     def _wake(self, urgent: bool) -> None:
         if not self._something.is_set():
@@ -197,6 +205,7 @@ class RedisShare:
                 self._round()
             except (redis.RedisError, OSError) as error:
                 self._fail(error)
+            self._seen(self.statistics())
         self._return_all()
 
     def _round(self) -> None:
@@ -289,7 +298,9 @@ class RedisShare:
             self._tries = 0
         if self._told is not up:
             self._told = up
+            self._outages += not up
             self._changed(up, text)
+            self._seen(self.statistics())
 
     def _return_all(self) -> None:
         """A clean end: others need not wait until the loans end by themselves."""

@@ -10,7 +10,9 @@ no place, the stripe's overflow bucket counts for all that found none: they shar
 
 Every single store leaves a sound table (a new fingerprint with an old TAT, which has passed, is a full bucket): a front
 may die anywhere (robust_lock.py). One that is stopped while it holds a mutex makes the others wait LOCK_WAIT_NS once
-in a while; then they go on without it, and a count may be lost.
+in a while; then they go on without it, and write nothing: its own store, once it runs on, would undo theirs. They go by
+what stands there and what they have taken since, which they owe, and pay it with the next mutex they get. So no count
+is lost, and only what several fronts owe of one bucket at the same time may go beyond its limit.
 With one front there is no lock at all. A memfd has no name, is passed by descriptor, and goes with its last holder.
 """
 
@@ -20,6 +22,7 @@ import mmap
 import os
 import secrets
 import sys
+import threading
 from hashlib import blake2b
 
 from nexus_grpc.limits.buckets import Rate
@@ -92,7 +95,8 @@ class BucketTable:
 
     Attributes:
         overflows: takes that found no place and counted against an overflow bucket.
-        unlocked: takes that did not get their mutex in time.
+        unlocked: takes, and what else changes a bucket, that did not get their mutex in time.
+        debts: guards what this process's buckets owe; never held while one waits for a mutex.
     """
 
     def __init__(self, descriptor: int, alone: bool = False) -> None:
@@ -107,6 +111,7 @@ class BucketTable:
         self.alone = alone
         self.overflows = 0
         self.unlocked = 0
+        self.debts = threading.Lock()
         self._group_mask = groups - 1
         self._key = bytes(self._mapping[KEY_WORD * WORD_BYTES : KEY_WORD * WORD_BYTES + KEY_BYTES])
         address = _address(self._mapping) + HEADER_BYTES
@@ -171,29 +176,31 @@ class AloneBucket:
 
     def put_back(self) -> None:
         """Undo a take that was for nothing, as something else refused the request."""
-        self._move(-self._interval_ns, 0)
+        self._move(-self._interval_ns, 0, 0)
 
     def charge(self, tokens: int, now_ns: int) -> None:
         """Count requests that were let through by other means, beyond the limit if it must be."""
-        self._move(tokens * self._interval_ns, now_ns)
+        self._move(tokens * self._interval_ns, now_ns, now_ns)
 
     def level_ns(self, now_ns: int) -> int:
         """After how many nanoseconds without a take it is full."""
-        entry = self._entry
-        if entry[0] != self._fingerprint:
-            found = [each for each in self._table.group_entries(self._group) if each[0] == self._fingerprint]
-            if not found:
-                return 0
-            entry = found[0]
-        return max(0, entry[1] - now_ns)
+        return max(0, self._seen_ns() - now_ns)
 
-    def _move(self, by_ns: int, now_ns: int) -> None:
+    def _seen_ns(self) -> int:
+        """The TAT as it stands there, without a change to the table; 0 where it has no place of its own."""
+        entry = self._entry
+        if entry[0] == self._fingerprint:
+            return int(entry[1])
+        return next((each[1] for each in self._table.group_entries(self._group) if each[0] == self._fingerprint), 0)
+
+    def _move(self, by_ns: int, since_ns: int, now_ns: int) -> None:
+        """Move the TAT on, as if at `since_ns`; or back."""
         entry = self._entry
         if entry[0] != self._fingerprint:
             if by_ns < 0:  # it has gone, as it was full
                 return
             entry = self._find(now_ns)
-        tat_ns = max(entry[1], now_ns)
+        tat_ns = max(entry[1], since_ns)
         # Not further than twice the burst: a debt must end some day.
         most_ns = now_ns + 2 * (self._tolerance_ns + self._interval_ns)
         entry[1] = max(0, tat_ns + by_ns if by_ns < 0 else max(tat_ns, min(tat_ns + by_ns, most_ns)))
@@ -216,29 +223,79 @@ class AloneBucket:
 
 
 class SharedBucket(AloneBucket):
-    """A bucket of a table that several processes use: any thread, under the stripe's mutex."""
+    """A bucket of a table that several processes use: any thread, under the stripe's mutex.
 
-    __slots__ = ()
+    Without the mutex it keeps a debt: nanoseconds to be added to the TAT, as it stood at `since` or stands by then,
+    whichever is later. An object that is dropped in debt takes it along.
+    """
+
+    __slots__ = ("_owed_ns", "_owed_since_ns")
+
+    def __init__(
+        self, table: BucketTable, rate: Rate, fingerprint: int, group: int, stripe: int, mutex: Pointer
+    ) -> None:
+        super().__init__(table, rate, fingerprint, group, stripe, mutex)
+        self._owed_ns = self._owed_since_ns = 0
 
     def take(self, now_ns: int) -> int:
         """Take a token: 0 when there was one, else after how many nanoseconds there will be."""
         mutex = self._mutex
         result = trylock(mutex)
         if result and not self._lock_slowly(result, now_ns):
-            return AloneBucket.take(self, now_ns)
+            return self._take_owing(now_ns)
         try:
+            if self._owed_ns:
+                self._pay(now_ns)
             return AloneBucket.take(self, now_ns)
         finally:
             unlock(mutex)
 
-    def _move(self, by_ns: int, now_ns: int) -> None:
+    def level_ns(self, now_ns: int) -> int:
+        """After how many nanoseconds without a take it is full."""
+        entry = self._entry
+        quiet = not self._owed_ns and entry[0] == self._fingerprint
+        level_ns: int = (entry[1] if quiet else self._tat_with_debt_ns()) - now_ns
+        return level_ns if level_ns > 0 else 0
+
+    def _move(self, by_ns: int, since_ns: int, now_ns: int) -> None:
         result = trylock(self._mutex)
-        owned = not result or self._lock_slowly(result, now_ns)
+        if result and not self._lock_slowly(result, now_ns):
+            with self._table.debts:
+                self._owe(by_ns, now_ns)
+            return
         try:
-            AloneBucket._move(self, by_ns, now_ns)
+            if self._owed_ns:
+                self._pay(now_ns)
+            AloneBucket._move(self, by_ns, since_ns, now_ns)
         finally:
-            if owned:
-                unlock(self._mutex)
+            unlock(self._mutex)
+
+    # --- without the mutex ---
+
+    def _take_owing(self, now_ns: int) -> int:
+        with self._table.debts:
+            wait_ns = self._tat_with_debt_ns() - now_ns - self._tolerance_ns
+            if wait_ns > 0:
+                return wait_ns
+            self._owe(self._interval_ns, now_ns)
+            return 0
+
+    def _tat_with_debt_ns(self) -> int:
+        return max(self._seen_ns(), self._owed_since_ns) + self._owed_ns
+
+    def _owe(self, by_ns: int, now_ns: int) -> None:
+        """Owe more, or less. Of the debt so far, time has undone what lies before now: as it does with a TAT."""
+        if max(self._seen_ns(), self._owed_since_ns) < now_ns:
+            self._owed_ns = max(0, self._tat_with_debt_ns() - now_ns)
+            self._owed_since_ns = now_ns
+        self._owed_ns += by_ns
+
+    def _pay(self, now_ns: int) -> None:
+        """With the mutex: write down what is owed."""
+        with self._table.debts:
+            owed_ns, since_ns = self._owed_ns, self._owed_since_ns
+            self._owed_ns = self._owed_since_ns = 0
+            AloneBucket._move(self, owed_ns, since_ns, now_ns)
 
     def _lock_slowly(self, result: int, now_ns: int) -> bool:
         """False when the mutex is not to be had: its owner is stopped."""

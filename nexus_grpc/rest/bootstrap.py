@@ -7,13 +7,19 @@ from typing import Any
 
 import yaml
 
+from nexus_grpc.rest.coarse_limit import add_coarse_limit
 from nexus_grpc.rest.local_replies import access_log, local_reply_config
-from nexus_grpc.rest.routes import virtual_host
+from nexus_grpc.rest.routes import overwrite_headers, virtual_host
 from nexus_grpc.rest.twin import descriptor_set
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "envoy" / "bootstrap.yaml"
 # What the transcoder keeps beside the body: the rest of the request's frame.
 DIRECT_BODY_MAX_BYTES = 4 << 20
+# Whole, not by its names (access/forwarded.py says why). A client's own header of that name never passes.
+_TELL_CERTIFICATES = {
+    "forward_client_cert_details": "SANITIZE_SET",
+    "set_current_client_cert_details": {"cert": True},
+}
 _TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
 
 
@@ -27,7 +33,11 @@ class EnvoyOptions:
         metrics: "host:port" of the supervisor's HTTP server.
         admin_socket: path of a unix socket for Envoy's admin interface; none when empty.
         tls_certificate, tls_key: PEM files for HTTPS; both or neither.
+        tls_client_ca: PEM file with authorities; who shows a certificate of theirs is told to the fronts in
+            x-forwarded-client-cert. None is asked for if empty; none is needed in any case.
+        front_headers: names and values that each request to a front has, whatever its client sent.
         cors_origins: origins whose pages may call; "*" for all.
+        per_second: requests that are let through in a second, those for health and files apart; 0 = any.
         max_body_bytes: longer bodies are 413.
         timeout_s: a request that takes longer is 504.
         upload_timeout_s: the same for uploads, and for all that waits for models to be loaded.
@@ -42,7 +52,10 @@ class EnvoyOptions:
     admin_socket: str = ""
     tls_certificate: str = ""
     tls_key: str = ""
+    tls_client_ca: str = ""
+    front_headers: tuple[tuple[str, str], ...] = dataclasses.field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
+    per_second: int = 0
     max_body_bytes: int = 64 << 20
     timeout_s: float = 60.0
     upload_timeout_s: float = 900.0
@@ -60,7 +73,15 @@ def render_bootstrap(options: EnvoyOptions) -> dict[str, Any]:
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     manager["local_reply_config"] = local_reply_config()
     manager["access_log"] = access_log(options.access_log, options.access_log_sample)
-    host = virtual_host(options.timeout_s, max(options.timeout_s, options.upload_timeout_s), options.cors_origins)
+    if options.tls_client_ca:
+        manager |= _TELL_CERTIFICATES
+    host = virtual_host(
+        options.timeout_s,
+        max(options.timeout_s, options.upload_timeout_s),
+        options.cors_origins,
+        certificates=bool(options.tls_client_ca),
+    )
+    overwrite_headers(host["routes"], options.front_headers)
     manager["route_config"]["virtual_hosts"] = [host]
     manager["route_config"]["max_direct_response_body_size_bytes"] = DIRECT_BODY_MAX_BYTES
     transcoder = next(each for each in manager["http_filters"] if each["name"].endswith("grpc_json_transcoder"))
@@ -68,6 +89,8 @@ def render_bootstrap(options: EnvoyOptions) -> dict[str, Any]:
         descriptor_set().SerializeToString(deterministic=True)
     ).decode()
     transcoder["typed_config"]["max_request_body_size"] = options.max_body_bytes
+    if options.per_second:
+        add_coarse_limit(manager, options.per_second)
     _fill_clusters(bootstrap["static_resources"]["clusters"], options)
     if options.admin_socket:
         bootstrap["admin"] = {"address": {"pipe": {"path": options.admin_socket, "mode": 0o600}}}
@@ -103,14 +126,16 @@ def _add_tls(listener: dict[str, Any], options: EnvoyOptions) -> None:
         "certificate_chain": {"filename": options.tls_certificate},
         "private_key": {"filename": options.tls_key},
     }
-    context = {
-        "@type": _TLS,
-        "common_tls_context": {
-            "tls_certificates": [certificate],
-            "alpn_protocols": ["h2", "http/1.1"],
-            "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
-        },
+    common: dict[str, Any] = {
+        "tls_certificates": [certificate],
+        "alpn_protocols": ["h2", "http/1.1"],
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
     }
+    context: dict[str, Any] = {"@type": _TLS, "common_tls_context": common}
+    if options.tls_client_ca:
+        # Asked for and, if there is one, verified; clients with a key or a token need none.
+        context["require_client_certificate"] = False
+        common["validation_context"] = {"trusted_ca": {"filename": options.tls_client_ca}}
     listener["filter_chains"][0]["transport_socket"] = {
         "name": "envoy.transport_sockets.tls",
         "typed_config": context,

@@ -37,8 +37,8 @@ def http_status(code: int, reason: str = "") -> int:
 
 
 def error_headers(code: int, status: bytes) -> tuple[tuple[str, str], ...]:
-    """The headers that tell what to do: Retry-After and RateLimit-… with 429 and 503 (RFC 9110, 10.2.3;
-    draft-ietf-httpapi-ratelimit-headers), WWW-Authenticate with 401 (RFC 6750, 3).
+    """The headers that tell what to do: Retry-After with 429 and 503 (RFC 9110, 10.2.3), WWW-Authenticate with 401 (RFC
+    6750, 3). Where a client stands with its rate is told by others, with any answer (limits/buckets.py).
 
     Args:
         status: a serialised google.rpc.Status (ipc/rich_errors.py); may be empty.
@@ -49,9 +49,7 @@ def error_headers(code: int, status: bytes) -> tuple[tuple[str, str], ...]:
     if not seconds:
         return ()
     # Whole seconds, and not too early.
-    whole = str(math.ceil(seconds))
-    limited = (("ratelimit-remaining", "0"), ("ratelimit-reset", whole)) if code == Code.RESOURCE_EXHAUSTED else ()
-    return (("retry-after", whole), *limited)
+    return (("retry-after", str(math.ceil(seconds))),)
 
 
 def retry_after_s(status: bytes) -> float:

@@ -48,18 +48,21 @@ def local_reply_config() -> dict[str, Any]:
     """Mappers by status. Answers to gRPC calls stay what they are: their error is in the trailers."""
     # The text of an early refusal says little or nothing; the details are a word such as path_normalization_failed.
     early = [_mapper(status, code, _IS_EARLY, "refused: %RESPONSE_CODE_DETAILS%") for status, code in CODES.items()]
-    later = [_mapper(status, code, _IS_REST, "%LOCAL_REPLY_BODY%") for status, code in CODES.items()]
-    return {"mappers": early + later}
+    limited = _mapper(429, CODES[429], _IS_REST, _LIMITED, _COME_AGAIN)
+    later = [_mapper(status, code, _IS_REST, "%LOCAL_REPLY_BODY%") for status, code in CODES.items() if status != 429]
+    return {"mappers": [*early, limited, *later]}
 
 
-def _mapper(status: int, code: str, condition: dict[str, Any], message: str) -> dict[str, Any]:
+def _mapper(
+    status: int, code: str, condition: dict[str, Any], message: str, details: tuple[dict[str, str], ...] = ()
+) -> dict[str, Any]:
     header = {"key": "x-request-id", "value": REQUEST_ID}
     return {
         "filter": {"and_filter": {"filters": [_status_is("EQ", status), condition]}},
         "headers_to_add": [{"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}],
         "body_format_override": {
             "json_format": {
-                "error": {"code": code, "message": message, "details": []},
+                "error": {"code": code, "message": message, "details": list(details)},
                 "request_id": "%RESP(X-REQUEST-ID)%",
             },
             "content_type": "application/json",
@@ -67,6 +70,9 @@ def _mapper(status: int, code: str, condition: dict[str, Any], message: str) -> 
     }
 
 
+# The coarse limit (coarse_limit.py) alone has Envoy say 429; the server's own are answers like any other.
+_LIMITED = "more requests at a time than this server lets through (rest_per_second); try again in 1 s"
+_COME_AGAIN = ({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1s"},)
 # Envoy gives every request this header, right after it has accepted it as HTTP.
 _IS_EARLY = {
     "header_filter": {"header": {"name": "x-envoy-external-address", "present_match": True, "invert_match": True}}

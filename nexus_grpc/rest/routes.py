@@ -20,6 +20,16 @@ METRICS_PATHS = ("/metrics", "/metrics/json")
 # A body in pieces is kept to be sent again for so many bytes only. Should a front be away, Envoy must turn to another
 # before more than these have come: it says 507 otherwise (tested; it waits for up to 25 ms by itself).
 PIECES_KEPT_BYTES, PIECES_BACK_OFF = 8 << 20, "0.001s"
+# What was not begun, surely. A prediction that was cut short is not tried again, pure as it is: the front does that
+# with a worker, and knows how often. Nor is any answer a reason: 429 and 503 (UNAVAILABLE) ask for less, not for more.
+NOT_BEGUN = "connect-failure,refused-stream,reset-before-request"
+# For all that may change the server, only what never left Envoy: gRPC's core resets a stream with REFUSED_STREAM also
+# when it ends a call with UNAVAILABLE that had been begun.
+NOT_SENT = "connect-failure,reset-before-request"
+RETRIES = 2
+BACK_OFF = {"base_interval": "0.01s", "max_interval": "0.1s"}
+# How often a front is drawn anew that is one which has failed: the least busy is drawn more often than others.
+REDRAWS = 10
 # So that of the limits on a request's time its timeout is the one that is met first.
 IDLE_SPARE_S = 5.0
 # Browsers say what kind of page has a request made. Those that don't yet say which, at least.
@@ -75,18 +85,21 @@ class _Answer:
     query: tuple[str, ...] | None = None
 
 
-def virtual_host(timeout_s: float, change_timeout_s: float, cors_origins: tuple[str, ...]) -> dict[str, Any]:
+def virtual_host(
+    timeout_s: float, change_timeout_s: float, cors_origins: tuple[str, ...], *, certificates: bool = False
+) -> dict[str, Any]:
     """All routes. The first that matches wins: exact paths stand before templates, refusals last.
 
     Args:
         timeout_s: how long a request may take.
         change_timeout_s: how long one may take that changes the server: an upload, a load.
         cors_origins: whose pages may call.
+        certificates: callers may be known by a certificate, which their browser shows for any page.
     """
     host: dict[str, Any] = {
         "name": "rest",
         "domains": ["*"],
-        "routes": [*_preflights(cors_origins), *_routes(timeout_s, change_timeout_s, cors_origins)],
+        "routes": [*_preflights(cors_origins), *_routes(timeout_s, change_timeout_s, cors_origins, certificates)],
         # Where the server gave none: static files, metrics, a front that is away.
         "response_headers_to_add": [_header("x-request-id", REQUEST_ID, "ADD_IF_ABSENT")],
         "response_headers_to_remove": ["grpc-accept-encoding"],
@@ -108,7 +121,16 @@ def _preflights(origins: tuple[str, ...]) -> Iterable[dict[str, Any]]:
         yield {"match": {"prefix": "/", "headers": headers}, "route": {"cluster": "fronts"}, **_UNTOUCHED}
 
 
-def _routes(timeout_s: float, change_timeout_s: float, cors_origins: tuple[str, ...]) -> Iterable[dict[str, Any]]:
+def overwrite_headers(routes: list[dict[str, Any]], headers: tuple[tuple[str, str], ...]) -> None:
+    """Give each request to a front these headers, in place of its client's. The metrics' server does not get them."""
+    for route in routes:
+        if headers and route.get("route", {}).get("cluster") == "fronts":
+            route["request_headers_to_add"] = [_header(key, value) for key, value in headers]
+
+
+def _routes(
+    timeout_s: float, change_timeout_s: float, cors_origins: tuple[str, ...], certificates: bool
+) -> Iterable[dict[str, Any]]:
     methods = http_methods()
     answers = [answer for method in methods if not method.is_change for answer in _transcoded(method, timeout_s)]
     metrics = {"route": {"cluster": "metrics", "timeout": f"{timeout_s:g}s"}, **_UNTOUCHED}
@@ -120,8 +142,9 @@ def _routes(timeout_s: float, change_timeout_s: float, cors_origins: tuple[str, 
     changes = [answer for method in methods if method.is_change for answer in _transcoded(method, change_timeout_s)]
     yield from _served(answers)
     for prefix in GRPC_PREFIXES:
-        yield {"match": {"prefix": prefix, "headers": [_IS_GRPC]}, **_to_fronts(0), **_UNTOUCHED}
-    yield from _foreign_pages(changes, cors_origins)
+        yield {"match": {"prefix": prefix, "headers": [_IS_GRPC]}, **_to_fronts(0, NOT_SENT), **_UNTOUCHED}
+    if "*" not in cors_origins or certificates:
+        yield from _foreign_pages(changes, cors_origins)
     yield from _served(changes)
     yield from _refusals([*answers, *changes])
     yield {"match": {"prefix": "/"}, **_refusal(404, "no such path; GET /docs lists the routes")}
@@ -129,7 +152,7 @@ def _routes(timeout_s: float, change_timeout_s: float, cors_origins: tuple[str, 
 
 def _transcoded(method: HttpMethod, timeout_s: float) -> Iterable[_Answer]:
     body_type = "" if not method.has_body else FORM_TYPE if method.client_streaming else JSON_TYPE
-    action = _to_fronts(timeout_s)
+    action = _to_fronts(timeout_s, NOT_SENT if method.is_change else NOT_BEGUN)
     if method.client_streaming:
         action["route"]["retry_policy"]["retry_back_off"] = {"base_interval": PIECES_BACK_OFF}
         action["request_body_buffer_limit"] = PIECES_KEPT_BYTES
@@ -158,8 +181,6 @@ def _foreign_pages(changes: list[_Answer], cors_origins: tuple[str, ...]) -> Ite
     Not of requests with a credential in a header: no page can forge those (Source: "Employing Custom Request Headers").
     Source: https://cheatsheetseries.owasp.org/cheatsheets/Cross-Site_Request_Forgery_Prevention_Cheat_Sheet.html
     """
-    if "*" in cors_origins:
-        return
     strangers = [
         {
             "name": "origin",
@@ -168,6 +189,7 @@ def _foreign_pages(changes: list[_Answer], cors_origins: tuple[str, ...]) -> Ite
             "treat_missing_header_as_empty": True,
         }
         for origin in cors_origins
+        if origin != "*"
     ]
     for answer in changes:
         for signs in ([_FROM_ELSEWHERE], [_FROM_A_PAGE, _FROM_UNKNOWN]):
@@ -224,10 +246,10 @@ def _path_match(binding: Binding) -> dict[str, Any]:
     return {"path": binding.template} if binding.is_exact else {"safe_regex": {"regex": binding.regex}}
 
 
-def _to_fronts(timeout_s: float) -> dict[str, Any]:
+def _to_fronts(timeout_s: float, retry_on: str) -> dict[str, Any]:
     """Within `timeout_s`, body included: 408 when that has not come, 504 when the answer has not; 0 for no limit.
 
-    Predictions are pure, but only what surely did not reach a front is sent again, to another: the front does the rest.
+    Another attempt goes to another front, if there is one. How many there are at a time, the cluster's budget says.
     """
     limit = f"{timeout_s:g}s"
     # While a model is tried and loaded nothing moves: without its own, the listener's stream_idle_timeout would count.
@@ -239,12 +261,13 @@ def _to_fronts(timeout_s: float) -> dict[str, Any]:
             **idle,
             "max_stream_duration": {"max_stream_duration": limit},
             "retry_policy": {
-                "retry_on": "connect-failure,refused-stream,reset-before-request",
-                "num_retries": 3,
+                "retry_on": retry_on,
+                "num_retries": RETRIES,
+                "retry_back_off": BACK_OFF,
                 "retry_host_predicate": [
                     {"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type": _PREVIOUS_HOSTS}}
                 ],
-                "host_selection_retry_max_attempts": 3,
+                "host_selection_retry_max_attempts": REDRAWS,
             },
         }
     }
@@ -274,6 +297,7 @@ def _cors(origins: tuple[str, ...]) -> dict[str, Any]:
         "allow_methods": "GET, POST, PUT, DELETE, OPTIONS",
         "allow_headers": "content-type, x-request-id, traceparent, tracestate, authorization, x-api-key, x-grpc-web,"
         " x-user-agent, grpc-timeout",
-        "expose_headers": "x-request-id, grpc-status, grpc-message, grpc-status-details-bin, retry-after",
+        "expose_headers": "x-request-id, grpc-status, grpc-message, grpc-status-details-bin, retry-after,"
+        " ratelimit-limit, ratelimit-remaining, ratelimit-reset, ratelimit-policy",
         "max_age": "3600",
     }

@@ -16,11 +16,12 @@ from nexus_grpc.access.gate import Gate
 from nexus_grpc.access.issuers import Trust, load_trust
 from nexus_grpc.access.jwks import JwksSources
 from nexus_grpc.access.keys import ApiKey
+from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.ipc.control import Message
 from nexus_grpc.ipc.errors import InvalidInput, NexusError
 from nexus_grpc.registry.open import open_registry
 from nexus_grpc.registry.store import Registry
-from nexus_grpc.settings import ConfigurationError, Settings
+from nexus_grpc.settings import Settings
 
 # A revoked key is refused within a second.
 LOOK_SECONDS = 0.5

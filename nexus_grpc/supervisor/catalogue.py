@@ -13,11 +13,12 @@ import base64
 import collections
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nexus_grpc.ipc.errors import ModelNotServable
 from nexus_grpc.ipc.stats import MODEL_SLOTS
+from nexus_grpc.limits.circuit import State
 from nexus_grpc.repository import ModelEntry
 
 LOADING, READY, UNAVAILABLE, UNLOADED = "LOADING", "READY", "UNAVAILABLE", "UNLOADED"
@@ -106,6 +107,8 @@ class Version:
             "workers": sorted(self.held_by),
             "metadata": self.metadata,
             "config": self.config,
+            "max_in_flight": self.entry.policy.max_in_flight,
+            "fallback": self.entry.policy.fallback_version,
         }
 
 
@@ -141,6 +144,8 @@ class Catalogue:
         self._incarnation = 0
         # What is not in memory, by model: shown, never routed to.
         self._shown: dict[str, list[Version]] = {}
+        # The state of a slot's circuit (limits/circuit.py): whoever has the fronts' pages knows.
+        self.circuit_of: Callable[[int], int] = lambda slot: 0
         # Models in the order in which they came, for placing those with few instances.
         self._numbers: dict[str, int] = {}
 
@@ -215,6 +220,11 @@ class Catalogue:
     def of_model(self, name: str) -> Iterator[Version]:
         """A model's plain versions with a slot."""
         return (v for v in list(self._by_slot.values()) if v.name == name and not v.variant)
+
+    def circuit_name(self, version: Version) -> str:
+        """The worst state of a version's circuits: its own and its arms'."""
+        slots = [version.slot, *(arm.slot for arm in self.arms_of(version.name) if arm.of == version.slot)]
+        return State(max(self.circuit_of(slot) for slot in slots)).name.lower()
 
     def arms_of(self, name: str) -> Iterator[Version]:
         """A model's arms."""

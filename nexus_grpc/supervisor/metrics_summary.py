@@ -6,6 +6,7 @@ from typing import Any
 from nexus_grpc.ipc.errors import Code
 from nexus_grpc.ipc.snapshots import FrontModelSnapshot, Histogram
 from nexus_grpc.ipc.stats import LATENCY_BOUNDS_NS
+from nexus_grpc.limits.circuit import State
 from nexus_grpc.supervisor.metrics import UNKNOWN, MetricsSources, front_models, worker_models
 
 _NS_PER_MS = 1e6
@@ -25,6 +26,7 @@ def summary_of(sources: MetricsSources, now_s: float) -> dict[str, Any]:
             {
                 "model": model.name,
                 "version": model.version,
+                "circuit": State(snapshot.circuit).name.lower(),
                 **_requests(snapshot),
                 "latency_ms": _latency(snapshot.total),
                 "rows_total": rows,

@@ -103,9 +103,14 @@ class ModelState:
         by_policy = self.by_policy
         if explicit and not {self.name, "*"} & set(started_with):
             by_policy = set()
-        return (
-            (by_policy | self._that_are("loaded") | versions(self.traffic)) - self._that_are("unloaded")
-        ) & self.present
+        answering = by_policy | self._that_are("loaded") | versions(self.traffic)
+        return ((answering | self._fallback if answering else answering) - self._that_are("unloaded")) & self.present
+
+    @property
+    def _fallback(self) -> set[int]:
+        """The version that stands by for the others, if the configuration names one."""
+        number = self.entry.policy.fallback_version if self.entry is not None else 0
+        return {number} if number else set()
 
     @property
     def by_policy(self) -> set[int]:

@@ -24,7 +24,8 @@ class PastCounts:
         """A slot is about to be given back."""
         name = ModelVersion(version.name, version.version)
         for front in fronts:
-            seen = read_front_model(front.page, version.slot)
+            # Its circuit's state goes with it.
+            seen = dataclasses.replace(read_front_model(front.page, version.slot), circuit=0)
             self.fronts[name] = self.fronts[name] + seen if name in self.fronts else seen
         for worker in workers:
             done = _without_shadow(read_model(worker.page, version.slot))

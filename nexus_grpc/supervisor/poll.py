@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from nexus_grpc import logs
+from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.ipc.errors import NexusError, UnknownModel
 from nexus_grpc.registry.records import VersionRow
 from nexus_grpc.registry.store import now_text
 from nexus_grpc.repository import ModelEntry, scan
-from nexus_grpc.settings import ConfigurationError
 from nexus_grpc.supervisor import model_state, storage
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_state import ModelState

@@ -38,7 +38,13 @@ def info_of(state: ModelState, catalogue: Catalogue) -> dict[str, Any]:
         "path": relative_path(state.name, str(shown or "")),
         "state": states[shown][0] if shown is not None else "UNAVAILABLE",
         "versions": [
-            {"version": str(n), "state": text, "reason": reason, "version_name": state.name_of(n)}
+            {
+                "version": str(n),
+                "state": text,
+                "reason": reason,
+                "version_name": state.name_of(n),
+                "circuit": catalogue.circuit_name(ready[n]) if n in ready else "closed",
+            }
             for n, (text, reason) in states.items()
         ],
     }
@@ -68,6 +74,7 @@ def record_of(state: ModelState, catalogue: Catalogue) -> dict[str, Any]:
     """nexus.v1.ModelRecord as JSON."""
     row = state.row or ModelRow(state.name)
     number = model_state.serving(state, catalogue)
+    circuits = {n: catalogue.circuit_name(each) for n, each in model_state.loaded(catalogue, state.name).items()}
     return {
         "id": state.name,
         "name": row.name or state.name,
@@ -77,7 +84,8 @@ def record_of(state: ModelState, catalogue: Catalogue) -> dict[str, Any]:
         "created_by": row.created_by,
         "active_version": str(number or ""),
         "versions": [
-            _version_record(state, n, text, reason) for n, (text, reason) in states_of(state, catalogue).items()
+            {**_version_record(state, n, text, reason), "circuit": circuits.get(n, "closed")}
+            for n, (text, reason) in states_of(state, catalogue).items()
         ],
     }
 

@@ -242,11 +242,11 @@ class Supervisor:
         front.begin(child)
         child.spawn("nexus_grpc.front.main")
         own, others = cpus.front_cpus(self._cpus, front.index)
-        envoy_socket = self._sidecar.socket_name(front.index) if self._sidecar is not None else ""
-        crowded = self._cpus if envoy_socket and len(self._cpus) <= len(self._fronts) + len(self._workers) else []
+        envoy = self._sidecar.hello(front.index) if self._sidecar is not None else {}
+        crowded = self._cpus if envoy and len(self._cpus) <= len(self._fronts) + len(self._workers) else []
         cores = {"cpus": others, "own_cpu": own, "crowded_cpus": crowded}
         settings = self._settings.model_dump_json(exclude={"registry_url"})  # a password that fronts have no use for
-        hello = {**self._hello(child), **cores, "envoy_socket": envoy_socket, "settings": settings}
+        hello = {**self._hello(child), **cores, **envoy, "settings": settings}
         child.send(hello, [*front.new_descriptors(), os.dup(self._buckets_fd)])
         for worker in self._workers:
             if worker.ready:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from nexus_grpc import logs
+from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.ipc.errors import AlreadyExists, ModelNotServable, NexusError, StorageFailed
 from nexus_grpc.registry.records import ModelRow, VersionRow
 from nexus_grpc.registry.store import now_text
 from nexus_grpc.repository import MODEL_FILE, ModelEntry, check_model_name
-from nexus_grpc.settings import ConfigurationError
 from nexus_grpc.supervisor import storage
 from nexus_grpc.supervisor.catalogue import READY, UNLOADED
 from nexus_grpc.supervisor.lifecycle import Lifecycle

@@ -5,16 +5,20 @@ import contextlib
 import json
 import string
 from typing import Any
+from urllib.parse import quote
 
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nexus_grpc.access.authenticator import Authenticator
-from nexus_grpc.access.certificates import Certificates, from_auth_context, from_forwarded
+from nexus_grpc.access.certificates import Certificates, from_auth_context
+from nexus_grpc.access.forwarded import parse_forwarded
 from nexus_grpc.access.issuers import parse_trust
 from nexus_grpc.access.jwks import fitting_keys
 from nexus_grpc.access.keys import new_key, parse
 from nexus_grpc.ipc.errors import InvalidInput, Unauthenticated
+from tests.certificates import Authority
 from tests.unit.access.support import HERE, NOW, claims, jwk, key_set, rsa_key, token, verifier
 
 TEXT, KEY = new_key("a", NOW)
@@ -113,9 +117,11 @@ def test_headers(pairs: list[tuple[Any, Any]]) -> None:
         assert len(outcomes) == 1
 
 
+BEGIN, END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+CERTIFICATE = Authority().sign("somebody", uri="spiffe://example/x").certificate.public_bytes(Encoding.DER)
 XFCC = st.lists(
     st.sampled_from(
-        ["Subject=", "URI=", "Hash=", '"', "\\", ",", ";", "=", "CN=", "O=", "a", "ü", "\\,", "\\C3", "\\FF"]
+        ["By=", "Hash=", "Cert=", '"', "%", ",", ";", "=", "a", "ü", quote(BEGIN), quote(END), "%0A", "MIIB", "%2B"]
     )
     | st.text(max_size=5),
     max_size=20,
@@ -125,9 +131,26 @@ XFCC = st.lists(
 @given(XFCC)
 @settings(deadline=None, max_examples=500)
 def test_envoys_header(header: str) -> None:
-    for each in (header, f'Subject="{header}"', f'Subject="CN={header}"', f"Hash=a;{header}"):
+    for each in (
+        header,
+        f'Hash=a;Cert="{header}"',
+        f'Hash=a;Cert="{quote(BEGIN)}%0A{header}%0A{quote(END)}%0A"',
+        f"Hash=a;{header}",
+    ):
         with contextlib.suppress(Unauthenticated):
-            assert Certificates().identity(from_forwarded(each)).name.isprintable()
+            assert Certificates().identity(parse_forwarded(each)).name.isprintable()
+
+
+@given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=4))
+@settings(deadline=None, max_examples=500)
+def test_certificates_with_other_bytes(changes: list[tuple[int, int]]) -> None:
+    content = bytearray(CERTIFICATE)
+    for at, value in changes:
+        content[at % len(content)] = value
+    pem = f"{BEGIN}\n{base64.encodebytes(bytes(content)).decode()}{END}\n"
+    with contextlib.suppress(Unauthenticated):
+        names = parse_forwarded(f'Hash=a;Cert="{quote(pem)}"')
+        assert Certificates().identity(names).name.isprintable()
 
 
 @given(st.dictionaries(st.sampled_from(["x509_common_name", "x509_subject_alternative_name"]), st.lists(st.binary())))

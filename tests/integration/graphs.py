@@ -86,6 +86,28 @@ def slow(repository: pathlib.Path) -> None:
     _save(repository / "slow", 1, graph)
 
 
+def fragile(repository: pathlib.Path) -> None:
+    """`fragile`: FP32 matrix, comes back. Version 2 fails unless the largest value is 4 or nothing; 1 stands by."""
+    matrix = [_floats(name, ["n", 2]) for name in "xy"]
+    plain = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "fragile", matrix[:1], matrix[1:])
+    _save(repository / "fragile", 1, plain)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("ReduceMax", ["whole"], ["largest"], keepdims=0),
+        helper.make_node("Unsqueeze", ["largest", "axes"], ["shape"]),
+        helper.make_node("Reshape", ["four", "shape"], ["reshaped"]),
+        helper.make_node("ReduceSum", ["reshaped"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [1], [0]),
+        helper.make_tensor("four", TensorProto.FLOAT, [4], [0.0] * 4),
+    ]
+    _save(repository / "fragile", 2, helper.make_graph(nodes, "fragile", matrix[:1], matrix[1:], constants))
+    standby = 'parameters { key: "fallback_version" value { string_value: "1" } }'
+    (repository / "fragile" / "config.pbtxt").write_text(standby)
+
+
 def add_test_models(repository: pathlib.Path) -> None:
     for build in (identity, scale, halves, slow):
         build(repository)

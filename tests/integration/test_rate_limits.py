@@ -6,7 +6,7 @@ import http.client
 import pathlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import grpc
 import pytest
@@ -134,6 +134,7 @@ def test_what_a_refused_grpc_client_is_told(site: Site) -> None:
     assert any(detail.Unpack(reason) for detail in status.details)
     assert reason.reason == "RATE_LIMITED"
     assert 50 < retry.retry_delay.seconds <= 60
+    assert standing(error.trailing_metadata()) == USED_UP
 
 
 def test_what_a_refused_rest_client_is_told(site: Site) -> None:
@@ -145,7 +146,7 @@ def test_what_a_refused_rest_client_is_told(site: Site) -> None:
     ):
         assert_error(answer, 429)
         assert 50 < int(answer.headers["retry-after"]) <= 60
-        assert answer.headers["ratelimit-remaining"] == "0"
+        assert standing(answer.headers.items()) == USED_UP
         assert answer.headers["ratelimit-reset"] == answer.headers["retry-after"]
         assert answer.json["error"]["code"] == "RESOURCE_EXHAUSTED"
         kinds = [detail["@type"].rpartition(".")[2] for detail in answer.json["error"]["details"]]
@@ -153,6 +154,72 @@ def test_what_a_refused_rest_client_is_told(site: Site) -> None:
     message = IRIS_REQUEST.SerializeToString()
     assert web_status(site.server.rest_port, PREDICT, bearer(text), message) == 429
     assert status_of(site.client.channel, PREDICT, bearer(text), message) == 429
+
+
+# What the headers of a key with one request a minute, one at a time, say once it is used up.
+USED_UP = {"limit": "1", "policy": "1;w=60;burst=1", "remaining": "0"}
+
+
+def standing(headers: Iterable[tuple[str, str | bytes]]) -> dict[str, str]:
+    """What the RateLimit headers say, each of which is there once; the reset, which goes with time, as it should be."""
+    pairs = [(key.lower(), str(value)) for key, value in headers if key.lower().startswith("ratelimit-")]
+    found = {key.removeprefix("ratelimit-"): value for key, value in pairs}
+    assert len(found) == len(pairs)
+    if found:
+        used = int(found["limit"]) - int(found["remaining"])
+        interval_s = 60 / float(found["policy"].partition(";")[0])
+        assert (used - 1) * interval_s <= int(found.pop("reset")) <= used * interval_s
+    return found
+
+
+def left(number: int) -> dict[str, str]:
+    return {"limit": "10", "policy": "1;w=60;burst=10", "remaining": str(number)}
+
+
+@pytest.fixture(scope="module")
+def public_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One front, by grpcio's public API."""
+    folder = tmp_path_factory.mktemp("public")
+    repository = copy_models(folder / "models", "iris")
+    options = ("--auth=required", "--front-api=public")
+    with running_server(folder, *options, repository=repository, rest=True) as server:
+        client = Client(server.address)
+        yield Site(server, client, folder)
+        client.close()
+
+
+@pytest.mark.parametrize("which", ["site", "public_site"])
+def test_every_answer_tells_where_its_caller_stands(which: str, request: pytest.FixtureRequest) -> None:
+    """Hot and cold methods, answers and errors, by gRPC and REST; who has no rate hears nothing."""
+    site: Site = request.getfixturevalue(which)
+    text, free = site.key(f"told {which}", 1, 10), site.key(f"free {which}", 0, 0)
+    port, channel = site.server.rest_port, site.client.channel
+    message, unknown = IRIS_REQUEST.SerializeToString(), b"\x0a\x04none"
+    for key, told in ((text, left), (free, lambda number: {})):
+        predict, metadata = channel.unary_unary(PREDICT), bearer(key)
+        assert standing(predict.with_call(message, metadata=metadata)[1].initial_metadata()) == told(9)
+        answer = post(port, "/predict", b"no JSON", X_Api_Key=key)
+        assert (answer.status, standing(answer.headers.items())) == (400, told(8))
+        answer = post(port, "/predict", IRIS, X_Api_Key=key)
+        assert (answer.status, standing(answer.headers.items())) == (200, told(7))
+        answer = get(port, "/models", X_Api_Key=key)
+        assert (answer.status, standing(answer.headers.items())) == (200, told(6))
+        answer = post(port, "/predict", {**IRIS, "model_id": "none"}, X_Api_Key=key)
+        assert (answer.status, standing(answer.headers.items())) == (404, told(5))
+        with pytest.raises(grpc.RpcError) as caught:
+            predict(unknown, metadata=metadata)
+        assert standing(caught.value.trailing_metadata()) == told(4)
+        call = channel.unary_unary("/nexus.v1.Models/List").with_call(b"", metadata=metadata)[1]
+        assert standing(call.initial_metadata()) == told(3)
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/nexus.v1.Models/Info")(unknown, metadata=metadata)
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+        assert standing(caught.value.trailing_metadata()) == told(2)
+        # A stream says it as it opens; each of its requests counts.
+        stream = channel.stream_stream(PREDICT + "Stream")(iter([message]), metadata=metadata)
+        assert standing(stream.initial_metadata()) == told(2)
+        assert len(list(stream)) == 1
+        assert standing(predict.with_call(message, metadata=metadata)[1].initial_metadata()) == told(0)
 
 
 def test_one_bucket_for_all_that_a_key_does(site: Site) -> None:
@@ -186,6 +253,8 @@ def test_anonymous_callers_are_limited_by_address(tmp_path: pathlib.Path) -> Non
         ]
         at_most = 16 + 100 / 60 * (time.monotonic() - began_s)
         assert 16 <= statuses.count(200) <= at_most
+        headers = get(server.rest_port, "/models").headers
+        assert (headers["ratelimit-limit"], headers["ratelimit-policy"]) == ("16", "100;w=60;burst=16")
         assert set(statuses) == {200, 429}
         assert rest_predict(server.rest_port, "127.0.0.3") == 200
         client = Client(server.address)
@@ -210,6 +279,11 @@ def test_each_model_has_its_rate(tmp_path: pathlib.Path) -> None:
             statuses = [status_of(client.channel, PREDICT, (), message) for _ in range(30)]
             assert 10 <= statuses.count(200) <= 10 + time.monotonic() - began_s
             assert set(statuses) == {200, 429}
+        message = IRIS_REQUEST.SerializeToString()
+        call = client.channel.unary_unary(PREDICT).future(message)
+        refused = call.exception() is not None
+        headers = standing(call.trailing_metadata() if refused else call.initial_metadata())
+        assert headers == {"limit": "10", "policy": "60;w=60;burst=10", "remaining": headers["remaining"]}
         client.close()
 
 
@@ -222,6 +296,11 @@ def wait_joined(redis_server: Redis) -> None:
     with redis_server.connection() as connection:
         wait_until(lambda: connection.zcard(SERVERS_KEY) == 2)
     time.sleep(1.5 * HEARTBEAT_S)
+
+
+def redis_metrics(server: Server) -> tuple[float, float]:
+    """(up, outages)"""
+    return server.metric("nexus_rate_limit_redis_up"), server.metric("nexus_rate_limit_redis_outages_total")
 
 
 @pytest.fixture
@@ -249,6 +328,8 @@ def test_two_servers_share_a_rate_by_redis_and_go_on_without(tmp_path: pathlib.P
             wait_until(lambda log=server.log_text: AGAIN in log())  # type: ignore[misc]
         wait_joined(redis_server)
         demand(addresses, text, 3.0).check(0.9, SLOW_REDIS)
+        for server in servers:
+            assert redis_metrics(server) == (1.0, 0.0)
         redis_server.kill()
         for server in servers:
             wait_until(lambda log=server.log_text: AWAY in log())  # type: ignore[misc]
@@ -257,9 +338,14 @@ def test_two_servers_share_a_rate_by_redis_and_go_on_without(tmp_path: pathlib.P
             at_most = BURST + PER_MINUTE / 60 * (max(alone.accepted_s) - alone.began_s)
             # What it had given before is counted still: there may be less than the burst, and is the rate.
             assert PER_MINUTE / 60 * 0.8 <= len(alone.accepted_s) <= at_most
+            assert redis_metrics(server) == (0.0, 1.0)
+            # The thread that counts them looks once in a second at least.
+            decided = len(alone.accepted_s) + alone.refused
+            wait_until(lambda: server.metric("nexus_rate_limit_local_decisions_total") >= decided)  # noqa: B023
         redis_server.start()
         for server in servers:
             wait_until(lambda log=server.log_text: log().count(AGAIN) == 2)  # type: ignore[misc]
+            assert redis_metrics(server) == (1.0, 1.0)
         # Full again; then one limit for both.
         wait_joined(redis_server)
         time.sleep(BURST / (PER_MINUTE / 60))

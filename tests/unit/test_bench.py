@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from loadtest import cli, h2load, payloads, plan, runner, wrk
+from loadtest.overload import Figures
 from loadtest.payloads import Expected
 from loadtest.plan import ROWS, Result
 from nexus_grpc.pb.inference import grpc_service_pb2 as oip
@@ -171,10 +172,14 @@ def test_targets() -> None:
         "loading-25": Result(p99_us=2000.0),
         "quiet-50": Result(p99_us=1000.0),
         "loading-50": Result(p99_us=2001.0),
+        "overload-capacity": Result(requests_per_second=200.0, ratio=1.0),
+        "overload-3": Result(requests_per_second=168.0, ratio=0.84, p99_us=500_000.0, overload=Figures(*[1.0] * 9)),
+        "overload-3-bare": Result(requests_per_second=2.0, ratio=0.01),
         "idle": Result(idle_cpu_percent=0.4),
     }
     verdicts = [target.verdict for target in plan.targets(results)]
-    expected = ["pass", "FAIL", "FAIL", "info", "pass", "pass", "FAIL", "pass", "pass", "FAIL", "FAIL", "pass", "pass"]
+    expected = ["pass", "FAIL", "FAIL", "info", "pass", "pass", "FAIL", "pass", "pass", "FAIL"]
+    expected += ["FAIL", "pass", "info", "info", "FAIL", "pass", "pass"]
     assert verdicts == expected
 
 

@@ -16,7 +16,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nexus_grpc.ipc.errors import Code
 from nexus_grpc.ipc.record import Method
-from nexus_grpc.ipc.stats import FrontStats, FrontWord, PageKind, WorkerStats, WorkerWord, create_page, open_page
+from nexus_grpc.ipc.stats import (
+    REDIS_AWAY,
+    REDIS_UP,
+    FrontStats,
+    FrontWord,
+    PageKind,
+    WorkerStats,
+    WorkerWord,
+    create_page,
+    open_page,
+)
 from nexus_grpc.supervisor.metrics import (
     MetricsCollector,
     MetricsSources,
@@ -180,6 +190,21 @@ def test_front_headers(fleet: Fleet) -> None:
     series = scrape(fleet.sources())
     for word, name in FRONT_SERIES.items():
         assert named(series, name) == {key(name, front="0"): 10 + word, key(name, front="1"): 0}
+
+
+def test_redis_is_told_of_where_there_is_one(fleet: Fleet) -> None:
+    assert not [name for name, _ in scrape(fleet.sources()) if "redis_" in name or "local_decisions" in name]
+    for front, state in zip(fleet.fronts, (REDIS_UP, REDIS_AWAY), strict=True):
+        front.gauge(FrontWord.REDIS, state)
+    fleet.fronts[1].count(FrontWord.REDIS_OUTAGES)
+    fleet.fronts[1].count(FrontWord.LOCAL_DECISIONS, 7)
+    series = scrape(fleet.sources())
+    for name, values in (
+        ("nexus_rate_limit_redis_up", (1, 0)),
+        ("nexus_rate_limit_redis_outages_total", (0, 1)),
+        ("nexus_rate_limit_local_decisions_total", (0, 7)),
+    ):
+        assert named(series, name) == {key(name, front=str(index)): value for index, value in enumerate(values)}
 
 
 def test_worker_headers(fleet: Fleet) -> None:

@@ -34,6 +34,8 @@ parameters { key: "intra_op_thread_count" value: { string_value: "2" } }
 parameters { key: "inter_op_thread_count" value: { string_value: " 1 " } }
 parameters { key: "graph_optimization_level" value: { string_value: "extended" } }
 parameters { key: "isolation" value: { string_value: "dedicated" } }
+parameters { key: "max_in_flight" value: { string_value: "64" } }
+parameters { key: "fallback_version" value: { string_value: "3" } }
 model_warmup [ { name: "zeros" batch_size: 8 inputs { key: "X" value: {
   data_type: TYPE_FP32 dims: [ 4 ] zero_data: true } } } ]
 """
@@ -60,6 +62,8 @@ def test_a_full_configuration() -> None:
         batching=True,
         instances=2,
         isolation="dedicated",
+        max_in_flight=64,
+        fallback_version=3,
         max_queue_delay_ns=500_000,
         preferred_batch_sizes=(8, 16),
         max_queue_size=64,
@@ -173,6 +177,10 @@ def test_what_is_not_honoured(text: str, message: str) -> None:
         ("inter_op_thread_count", "", 'parameters.inter_op_thread_count: is ""'),
         ("graph_optimization_level", "99", "expected one of disable, basic, extended, all"),
         ("isolation", "alone", "expected one of shared, dedicated"),
+        ("max_in_flight", "0", 'parameters.max_in_flight: is "0"; expected a number from 1 to 1048576'),
+        ("max_in_flight", "many", 'parameters.max_in_flight: is "many"'),
+        ("fallback_version", "v1", 'parameters.fallback_version: is "v1"; expected a number from 1 to'),
+        ("fallback_version", "9223372036854775808", "expected a number from 1 to 9223372036854775807"),
         ("execution_providers", "CPU", "parameters.execution_providers"),
         ("execution_providers", "", "parameters.execution_providers"),
     ],

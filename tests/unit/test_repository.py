@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.model_config import ModelPolicy
 from nexus_grpc.pb.inference.model_config_pb2 import ModelConfig
 from nexus_grpc.repository import ModelEntry, is_model_name, scan, scan_model, selected_versions
-from nexus_grpc.settings import ConfigurationError
 
 
 def add_model(root: Path, name: str, *versions: str, config: str | None = None, file: str = "model.onnx") -> Path:

@@ -1,8 +1,8 @@
-"""Client certificates: their names, from gRPC and from Envoy's header."""
+"""Client certificates: their names, and what they may do."""
 
 import pytest
 
-from nexus_grpc.access.certificates import CertificateNames, Certificates, from_auth_context, from_forwarded
+from nexus_grpc.access.certificates import CertificateNames, Certificates, from_auth_context
 from nexus_grpc.access.identity import Scope
 from nexus_grpc.access.issuers import CertificateRule, Grant
 from nexus_grpc.ipc.errors import Unauthenticated
@@ -21,55 +21,6 @@ def test_of_grpc() -> None:
     assert from_auth_context({}) is None
     with pytest.raises(Unauthenticated, match="UTF-8"):
         from_auth_context({"x509_common_name": [b"\xff"]})
-
-
-@pytest.mark.parametrize(
-    ("header", "names"),
-    [
-        ('Hash=ab12;Subject="CN=webshop,O=Example";URI=' + SPIFFE, (("webshop",), (SPIFFE,))),
-        ('Subject="O=Example\\, Inc.,CN=webshop"', (("webshop",), ())),
-        ('subject="CN=web\\,shop\\=1"', (("web,shop=1",), ())),
-        ('Subject="CN=L\\C3\\B6we"', (("Löwe",), ())),
-        ('Subject="CN=L\u00f6we"', (("Löwe",), ())),
-        ('Subject="CN=say \\"hi\\""', (('say "hi"',), ())),
-        ('Subject="CN=a+OU=b,CN=c"', (("a", "c"), ())),
-        ('Subject="2.5.4.3=a"', ((), ())),
-        ('Subject="";URI=spiffe://a;URI=spiffe://b;DNS=x', ((), ("spiffe://a", "spiffe://b"))),
-        ("By=spiffe://me;Hash=ab", ((), ())),
-    ],
-)
-def test_of_envoy(header: str, names: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
-    assert from_forwarded(header) == CertificateNames(*names)
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        "",
-        "x",
-        "Subject",
-        'Subject="CN=a',
-        "Subject=CN=a",
-        'Subject="CN=a"x',
-        'Subject="CN=a";',
-        'Subject="CN=a";;Hash=b',
-        'Subject="CN=a",Subject="CN=admin"',
-        'Subject="CN=a";Subject="CN=admin"',
-        "Hash=a,Hash=b",
-        "Colour=red",
-        "Subject =x",
-        ' Subject="CN=a"',
-        'Subject="CN=a,"',
-        'Subject="CN=a,,CN=b"',
-        'Subject="CN"',
-        'Subject="CN=\\FF"',
-        'Subject="CN=a;CN=b"',
-        "URI=" + "x" * 20_000,
-    ],
-)
-def test_what_envoy_does_not_write(header: str) -> None:
-    with pytest.raises(Unauthenticated, match="client certificate is not accepted"):
-        from_forwarded(header)
 
 
 @pytest.mark.parametrize(

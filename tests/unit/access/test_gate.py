@@ -15,6 +15,7 @@ from nexus_grpc.access.jwks import fitting_keys
 from nexus_grpc.access.keys import ApiKey, new_key
 from nexus_grpc.ipc.errors import PermissionDenied, Unauthenticated
 from tests.unit.access.support import ISSUER, jwk, key_set, rsa_key, token
+from tests.unit.access.test_forwarded import header
 
 ALL = Scope.PREDICT | Scope.READ | Scope.ADMIN
 RULES = {"certificate": [{"subject": "reader", "scopes": ["read"]}]}
@@ -34,8 +35,10 @@ class Caller:
         return self.names
 
 
-def gate(*keys: ApiKey, optional: bool = False, certificates: bool = False, **message: Any) -> Gate:
-    made = Gate(optional=optional, anonymous_per_minute=100.0, certificates=certificates)
+def gate(
+    *keys: ApiKey, optional: bool = False, certificates: bool = False, envoy_secret: str = "", **message: Any
+) -> Gate:
+    made = Gate(optional=optional, anonymous_per_minute=100.0, certificates=certificates, envoy_secret=envoy_secret)
     made.replace(access(*keys, **message))
     return made
 
@@ -124,6 +127,27 @@ def test_a_certificate() -> None:
     # The header x-forwarded-client-cert is anybody's.
     with pytest.raises(Unauthenticated, match="needs a credential"):
         made.admit(Scope.READ, (("x-forwarded-client-cert", 'Subject="CN=reader"'),), Caller())
+
+
+def test_a_certificate_that_our_envoy_was_shown() -> None:
+    """Rules, scopes and precedence are those of a certificate on the gRPC port."""
+    text, key = a_key()
+    made = gate(key, certificates=True, envoy_secret="s3cret", trust=RULES)
+    word, front = ("x-nexus-envoy", "s3cret"), Caller("unix-abstract:nexus")
+    shown = [("x-forwarded-client-cert", header(name)) for name in ("reader", "other")]
+    assert made.admit(Scope.READ, (word, shown[0]), front) is made.admit(Scope.READ, (shown[0], word), front)
+    assert made.admit(Scope.READ, (word, shown[0]), front).name == "cert:reader"
+    with pytest.raises(PermissionDenied):
+        made.admit(Scope.PREDICT, (word, shown[0]), front)
+    with pytest.raises(Unauthenticated, match="no \\[\\[certificate\\]\\]"):
+        made.admit(Scope.READ, (word, shown[1]), front)
+    assert made.admit(Scope.ADMIN, (word, shown[0], *bearer(text)), front).name == f"key:{key.id}"
+    for forged in [(shown[0],), (("x-nexus-envoy", "guess"), shown[0]), (word,)]:
+        with pytest.raises(Unauthenticated, match="needs a credential"):
+            made.admit(Scope.READ, forged, front)
+    for unaware in (gate(certificates=True, trust=RULES), gate(envoy_secret="s3cret", trust=RULES)):
+        with pytest.raises(Unauthenticated, match="needs a credential"):
+            unaware.admit(Scope.READ, (word, shown[0]), front)
 
 
 def test_certificates_are_not_looked_at_without_the_setting() -> None:

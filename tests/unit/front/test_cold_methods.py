@@ -33,7 +33,7 @@ def channel(catalogue: Catalogue, supervisor: Supervisor) -> Iterator[grpc.Chann
     server.add_generic_rpc_handlers(
         (
             cold_handlers(InferenceService(catalogue, lambda: True, supervisor), INFERENCE, HOT),
-            cold_handlers(ModelsService(catalogue, supervisor), MODELS, frozenset({"Upload"})),
+            cold_handlers(ModelsService(catalogue, supervisor, lambda slot: "closed"), MODELS, frozenset({"Upload"})),
             cold_handlers(TrafficService(supervisor), TRAFFIC),
             cold_handlers(SystemService(catalogue, lambda: True, lambda: 1, 0.0, supervisor), SYSTEM),
         )

@@ -40,7 +40,9 @@ def twins() -> Any:
 @pytest.fixture
 def rest(catalogue: Catalogue, supervisor: Supervisor, twins: Any) -> Iterator[Rest]:
     system = SystemService(catalogue, lambda: True, lambda: 1, 0.0, supervisor)
-    service = RestService(catalogue, ModelsService(catalogue, supervisor), system, TrafficService(supervisor))
+    service = RestService(
+        catalogue, ModelsService(catalogue, supervisor, lambda slot: "closed"), system, TrafficService(supervisor)
+    )
     server = grpc.server(ThreadPoolExecutor(2))
     server.add_generic_rpc_handlers((cold_rest_handlers(service, RequestIds(bytes(9))),))
     port = server.add_insecure_port("127.0.0.1:0")

@@ -1,5 +1,6 @@
 """The front's threads are bound for gRPC and free for REST, where cores are scarce."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -25,7 +26,8 @@ def in_a_thread(check: Callable[[], None]) -> None:
     thread.start()
     thread.join()
     for number in map(int, os.listdir("/proc/self/task")):
-        os.sched_setaffinity(number, CORES)
+        with contextlib.suppress(ProcessLookupError):  # it has ended since
+            os.sched_setaffinity(number, CORES)
     if failures:
         raise failures[0]
 

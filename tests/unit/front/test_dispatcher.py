@@ -1,73 +1,26 @@
 """The dispatcher on real rings; the worker's side is played by the tests through the worker's own link."""
 
-import os
 import threading
 import time
 
 import pytest
 from google.rpc import status_pb2
 
-from nexus_grpc.front.dispatcher import STRIKES_MAX, Dispatcher
+from nexus_grpc.front.dispatcher import STRIKES_MAX
 from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.ipc.errors import Code, InvalidInput
 from nexus_grpc.ipc.record import ISOLATED, OVERSIZE, RESPONSE_HEADER, RESPONSE_HEADER_BYTES
-from nexus_grpc.ipc.ring import new_bell
 from nexus_grpc.ipc.segment import (
     RESPONSE_PARKED_WORD,
     RESPONSE_PUBLISHED_WORD,
     RESPONSE_RELEASED_WORD,
 )
-from nexus_grpc.ipc.stats import FrontStats, PageKind, create_page, open_page, read_front, read_front_model
+from nexus_grpc.ipc.stats import read_front, read_front_model
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
-from tests.unit.support import Pair, RecordedFlight, entry
+from tests.unit.front.dispatching import MESSAGE, SECOND_NS, Front
+from tests.unit.support import entry
 
-SECOND_NS = 10**9
-MESSAGE = pb.ModelInferRequest(model_name="m", id="x").SerializeToString()
 LARGE = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(20_000)]).SerializeToString()
-
-
-class Front:
-    """A dispatcher whose turn belongs to the test."""
-
-    def __init__(self, workers: int = 1, waiting_max: int = 2, large_max: int = 50_000, in_flight_max: int = 5) -> None:
-        page = create_page(PageKind.FRONT)
-        self.page = open_page(page)
-        os.close(page)
-        self.finished: list[tuple[RecordedFlight, int]] = []
-        self.broken: list[tuple[int, int]] = []
-        self.dispatcher = Dispatcher(
-            new_bell(),
-            FrontStats(self.page),
-            lambda code: True,
-            lambda flight, code, _: self.finished.append((flight, code)),  # type: ignore[arg-type]
-            lambda worker, generation: self.broken.append((worker, generation)),
-            in_flight_bytes_max=large_max,
-            waiting_max=waiting_max,
-            respawn_wait_ns=SECOND_NS,
-        )
-        self.in_flight_max = in_flight_max
-        self.dispatcher.routes.replace([entry("m", workers=range(workers))])
-        self.dispatcher.relink()
-
-    def attach(self, worker: int = 0, generation: int = 0) -> Pair:
-        pair = Pair(worker, generation, in_flight_max=self.in_flight_max)
-        self.dispatcher.attach(pair.front)
-        return pair
-
-    def turn(self) -> None:
-        """Everything there is to do, as whoever holds the turn does it."""
-        self.dispatcher.begin()
-        self.dispatcher.work()
-        self.dispatcher.end()
-
-    def submit(self, message: bytes = MESSAGE, deadline_ns: int = 0) -> RecordedFlight:
-        flight = RecordedFlight(message, deadline_ns, time.monotonic_ns())
-        self.dispatcher.submit(flight)
-        return flight
-
-    @property
-    def counted(self) -> "object":
-        return read_front(self.page)
 
 
 @pytest.fixture
@@ -375,8 +328,8 @@ def test_ending_a_turn_misses_no_answer(front: Front) -> None:
 def test_the_egress_thread_serves_when_no_call_comes(front: Front) -> None:
     pair = front.attach()
     done = threading.Event()
-    front.dispatcher._finished = lambda *_: done.set()
-    thread = threading.Thread(target=front.dispatcher.run)
+    front.on_finished = done.set
+    thread = threading.Thread(target=front.dispatcher.run, daemon=True)
     thread.start()
     with front.dispatcher.turn:
         front.dispatcher.begin()

@@ -8,7 +8,7 @@ from nexus_grpc.access.identity import Identity, Scope
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.guard import Guard
 from nexus_grpc.front.public_api import PublicFlight
-from nexus_grpc.ipc.errors import PermissionDenied, RateLimited, UnknownModel
+from nexus_grpc.ipc.errors import InvalidInput, PermissionDenied, RateLimited, UnknownModel
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.limits.limiter import Limiter
 from nexus_grpc.limits.shared import BucketTable, create_table
@@ -121,3 +121,63 @@ def test_who_may_not_use_a_model_does_not_learn_whether_there_is_one() -> None:
     assert guard.refusal(named(b"fraud-xx", team), missing) is missing
     limited = RateLimited("enough")
     assert guard.refusal(named(b"churn", team), limited) is limited
+
+
+def test_what_names_no_model_costs_as_much() -> None:
+    """Such as JSON that is none. It is nobody's business which models there are."""
+    guard = Guard(limiter(), 0)
+    busy, wrong = caller(per_minute=1, burst=1, models=("fraud-*",)), InvalidInput("no JSON")
+    first, second, third = flight(busy), flight(busy), flight()
+    assert guard.counted(first, wrong) is wrong
+    assert isinstance(guard.counted(second, wrong), RateLimited)
+    assert left(first) == left(second) == ("1", "0")
+    assert guard.counted(third, wrong) is wrong
+    assert third.headers == ()
+
+
+def left(made: Flight) -> tuple[str, str]:
+    headers = dict(made.headers)
+    return headers["ratelimit-limit"], headers["ratelimit-remaining"]
+
+
+def test_answers_tell_where_their_caller_stands() -> None:
+    guard = Guard(limiter(), 0)
+    busy = caller(per_minute=1, burst=3)
+    first, second = flight(busy), flight(busy)
+    guard.check(first, "iris")
+    guard.check(second, "iris")
+    assert (left(first), left(second)) == (("3", "2"), ("3", "1"))
+    assert dict(guard.check_caller(busy))["ratelimit-remaining"] == "0"
+    refused = flight(busy)
+    with pytest.raises(RateLimited) as caught:
+        guard.check(refused, "iris")
+    assert refused.headers == caught.value.headers
+    assert left(refused) == ("3", "0")
+    assert dict(refused.headers)["ratelimit-policy"] == "1;w=60;burst=3"
+    assert dict(guard.standing(busy))["ratelimit-remaining"] == "0"
+    # Where there is no rate there is nothing to tell.
+    free = flight(caller("key:2"))
+    guard.check(free, "iris")
+    assert free.headers == guard.standing(free.identity) == guard.standing(None) == ()
+    assert guard.check_caller(caller("key:2")) == ()
+
+
+def test_they_tell_of_the_model_where_that_has_less_left() -> None:
+    guard = Guard(limiter(), 12)
+    asked, other = flight(caller(per_minute=60, burst=5)), flight()
+    guard.check(asked, "iris")
+    guard.check(other, "iris")
+    assert (left(asked), left(other)) == (("2", "1"), ("2", "0"))
+    refused = flight(caller("key:2", per_minute=60, burst=5))
+    with pytest.raises(RateLimited):
+        guard.check(refused, "iris")
+    assert left(refused) == ("2", "0")
+
+
+def test_a_model_that_is_not_there_tells_as_much() -> None:
+    guard = Guard(limiter(), 0)
+    busy, missing = caller(per_minute=1, burst=1), UnknownModel("none")
+    found, refused = named(b"none", busy), named(b"none", busy)
+    guard.refusal(found, missing)
+    guard.refusal(refused, missing)
+    assert left(found) == left(refused) == ("1", "0")

@@ -13,17 +13,21 @@ from nexus_grpc.access.gate import Gate
 from nexus_grpc.access.identity import Identity, Scope
 from nexus_grpc.access.keys import new_key
 from nexus_grpc.front.caller import caller_name
+from nexus_grpc.front.cold_methods import abort
 from nexus_grpc.front.guarded import GateInterceptor
 from nexus_grpc.front.hot_methods import HTTP_STATUS_KEY, REQUEST_ID_KEY
 from nexus_grpc.front.request_ids import RequestIds
-from nexus_grpc.ipc.errors import RateLimited
+from nexus_grpc.ipc.errors import RateLimited, UnknownModel
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY
 from nexus_grpc.ipc.wire import HTTP_BODY_DATA, fields
+from nexus_grpc.limits.buckets import Headers
 from nexus_grpc.rest.twin import path_of
 
 Metadata = tuple[tuple[str, str], ...]
 READER, READER_KEY = new_key("reader", time.time(), scopes=Scope.READ)
 BUSY, BUSY_KEY = new_key("busy", time.time(), scopes=Scope.READ)
+RATED, RATED_KEY = new_key("rated", time.time(), scopes=Scope.READ | Scope.ADMIN)
+LEFT, USED_UP = (("ratelimit-remaining", "7"),), (("ratelimit-remaining", "0"),)
 
 
 class Handlers(grpc.GenericRpcHandler):
@@ -41,6 +45,10 @@ class Handlers(grpc.GenericRpcHandler):
             if path.endswith(("Upload", "ServerReflectionInfo")):
                 list(request)
             self.ran.append((path, caller_name()))
+            if path.endswith("/Info"):
+                abort(context, UnknownModel("no such model"))
+            if path.startswith("/nexus.http"):
+                context.send_initial_metadata(((REQUEST_ID_KEY, "own"),))
             return b"done"
 
         def many(request: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -55,9 +63,12 @@ class Handlers(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(once)
 
 
-def further(identity: Identity) -> None:
+def further(identity: Identity) -> Headers:
     if identity.name == f"key:{BUSY_KEY.id}":
-        raise RateLimited("too many", retry_after_s=2.5)
+        error = RateLimited("too many", retry_after_s=2.5)
+        error.headers = USED_UP
+        raise error
+    return LEFT if identity.name == f"key:{RATED_KEY.id}" else ()
 
 
 @pytest.fixture
@@ -68,7 +79,7 @@ def handlers() -> Handlers:
 @pytest.fixture
 def channel(handlers: Handlers) -> Iterator[grpc.Channel]:
     gate = Gate(optional=False, anonymous_per_minute=0, certificates=False)
-    gate.replace({"keys": [READER_KEY.to_json(), BUSY_KEY.to_json()], "trust": {}, "jwks": {}})
+    gate.replace({"keys": [READER_KEY.to_json(), BUSY_KEY.to_json(), RATED_KEY.to_json()], "trust": {}, "jwks": {}})
     interceptors = [GateInterceptor(gate.admit, further, RequestIds(b"123456789"))]
     server = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
     server.add_generic_rpc_handlers((handlers,))
@@ -165,12 +176,35 @@ def test_rest_callers_get_an_answer(
     assert metadata[HTTP_STATUS_KEY] == status
     assert body["error"]["code"] == code
     assert body["request_id"] == metadata[REQUEST_ID_KEY]
-    expected = {"401": ("www-authenticate", "Bearer"), "429": ("retry-after", "3")}.get(status)
-    if expected is not None:
-        assert metadata[expected[0]] == expected[1]
+    limited = {"retry-after": "3", "ratelimit-remaining": "0"}
+    expected = {"401": {"www-authenticate": "Bearer"}, "429": limited}.get(status, {})
+    assert expected.items() <= metadata.items()
     assert handlers.ran == []
 
 
 def test_what_else_a_call_has_to_pass(channel: grpc.Channel, handlers: Handlers) -> None:
-    assert refusal(lambda: ask(channel, LIST, BUSY)).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    error = refusal(lambda: ask(channel, LIST, BUSY))
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    trailing = dict(error.trailing_metadata())
+    assert trailing["ratelimit-remaining"] == "0"
+    assert DETAILS_KEY in trailing
     assert handlers.ran == []
+
+
+@pytest.mark.parametrize("path", [LIST, RELOAD, UPLOAD, REFLECTION, path_of("ModelsList")])
+def test_answers_tell_where_their_caller_stands(channel: grpc.Channel, path: str) -> None:
+    call = channel.stream_stream(path)(iter((b"",)), timeout=20, metadata=(("x-api-key", RATED),))
+    assert next(call) == b"done"
+    initial = list(call.initial_metadata())
+    assert [value for key, value in initial if key == "ratelimit-remaining"] == ["7"]
+    assert (REQUEST_ID_KEY in dict(initial)) == path.startswith("/nexus.http")
+    assert "ratelimit-remaining" not in dict(call.trailing_metadata())
+    assert "ratelimit-remaining" not in ask(channel, LIST, READER)[1]
+
+
+def test_errors_tell_it_at_their_end(channel: grpc.Channel) -> None:
+    error = refusal(lambda: ask(channel, "/nexus.v1.Models/Info", RATED))
+    assert error.code() == grpc.StatusCode.NOT_FOUND
+    trailing = list(error.trailing_metadata())
+    assert [value for key, value in trailing if key == "ratelimit-remaining"] == ["7"]
+    assert DETAILS_KEY in dict(trailing)

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from nexus_grpc.front.protection import NO_CIRCUIT
 from nexus_grpc.front.routes import BALANCES, LeastLatencyRoute, Route, RouteTable, read_name_and_version
 from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable, NexusError, UnknownModel
+from nexus_grpc.limits.circuit import Circuit
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.traffic.assignment import encode, initial
 from tests.unit.support import Pair, RecordedFlight, entry
@@ -109,7 +111,7 @@ def test_a_new_table_keeps_the_links_of_slots_that_stay(table: RouteTable) -> No
 
 def test_a_route_picks_the_less_busy_of_two_in_turn() -> None:
     links = [Pair(worker=index).front for index in range(3)]
-    route = Route(1, "m", "1", frozenset({0, 1, 2}))
+    route = Route(1, "m", "1", frozenset({0, 1, 2}), Circuit(NO_CIRCUIT))
     assert route.pick() is None
     route.links = (links[0],)
     assert route.pick() is links[0]
@@ -123,7 +125,7 @@ def test_a_route_picks_the_less_busy_of_two_in_turn() -> None:
 
 def three_links(balance: str) -> tuple[Route, list[Any]]:
     links = [Pair(worker=index).front for index in range(3)]
-    route = BALANCES[balance](1, "m", "1", frozenset({0, 1, 2}))
+    route = BALANCES[balance](1, "m", "1", frozenset({0, 1, 2}), Circuit(NO_CIRCUIT))
     route.links = tuple(links)
     return route, links
 
@@ -207,6 +209,3 @@ def test_an_experiments_arms() -> None:
     # An arm that is not there yet: what serves answers for it.
     table.replace([entry("m", "1", slot=1), entry("m", "2", slot=2)], {"m": split})
     assert table.route_of(flight).slot == 1
-    assert not table.reads_metadata
-    table.replace([entry("m", "1", slot=1), *arms], {"m": {**split, "sticky": ["header", "x-user"]}})
-    assert table.reads_metadata

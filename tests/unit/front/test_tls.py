@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from nexus_grpc import logs
+from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.front.tls import CHECK_SECONDS, ReloadingCertificates, TlsFiles, server_credentials
-from nexus_grpc.settings import ConfigurationError
 from tests.certificates import Authority, Pair, encrypted
 
 WAIT_S = 20.0

@@ -11,7 +11,6 @@ from nexus_grpc.limits.buckets import (
     rate_headers,
     rate_of,
     remaining,
-    reset_s,
 )
 
 NOW = 1_000 * SECOND_NS
@@ -79,6 +78,15 @@ def test_headers_tell_where_one_stands() -> None:
     for left in range(15, -1, -1):
         assert bucket.take(NOW) == 0
         assert remaining(bucket, NOW) == left
-    assert reset_s(bucket, NOW) == 10
+        assert dict(rate_headers(bucket, NOW))["ratelimit-remaining"] == str(left)
+    assert dict(rate_headers(bucket, NOW))["ratelimit-reset"] == "10"
+    assert dict(rate_headers(bucket, NOW + 1))["ratelimit-reset"] == "10"
     assert remaining(bucket, NOW + 600_000_000) == 1
     assert remaining(bucket, NOW + 10 * SECOND_NS) == 16
+
+
+def test_who_was_refused_has_nothing_left() -> None:
+    """Also where other servers still have a part of the burst."""
+    bucket = TokenBucket(rate_of(100.0, burst=16))
+    headers = dict(rate_headers(bucket, NOW, refused=True))
+    assert (headers["ratelimit-limit"], headers["ratelimit-remaining"]) == ("16", "0")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from nexus_grpc.limits.buckets import MINUTE_NS, rate_of
-from nexus_grpc.limits.redis_share import KEY_PREFIX, RedisShare, ShareUnusable
+from nexus_grpc.limits.redis_share import KEY_PREFIX, RedisShare, ShareStatistics, ShareUnusable
 from nexus_grpc.limits.shared import BucketTable, create_table
 from tests.harness import free_port
 from tests.redis import PASSWORD, Redis, running_redis
@@ -260,6 +260,33 @@ def test_a_bucket_is_counted_here_while_redis_was_never_there(table: BucketTable
         time.sleep(0.5)
         assert len(changes) == 1  # told once, tried several times
         assert share.statistics().failures >= 2
+
+
+def test_what_happens_is_counted() -> None:
+    """For those who watch, without being asked."""
+    seen: list[ShareStatistics] = []
+    descriptor, rate = create_table(64), rate_of(60.0, 30)
+    local = BucketTable(descriptor, alone=True).bucket("counted", rate)
+    os.close(descriptor)
+    with running_redis() as redis:
+        share = RedisShare(redis.url, lambda up, text: None, seen.append)
+        bucket = share.bucket("counted", rate, local)
+        share.start()
+        try:
+            wait_for(lambda: bool(seen) and seen[-1].up)
+            assert seen[-1].outages == 0
+            redis.kill()
+            wait_for(lambda: not seen[-1].up)
+            assert seen[-1].outages == 1
+            before = seen[-1].local_takes
+            for _ in range(3):
+                assert bucket.take(time.monotonic_ns()) == 0
+            wait_for(lambda: seen[-1].local_takes == before + 3)
+            assert seen[-1].outages == 1  # told once, tried several times
+            redis.start()
+            wait_for(lambda: seen[-1].up)
+        finally:
+            share.close()
 
 
 def test_a_wrong_password_is_told_without_it(redis: Redis) -> None:

@@ -14,7 +14,8 @@ from nexus_grpc.limits.buckets import MINUTE_NS, rate_of
 from nexus_grpc.limits.shared import BucketTable, create_table
 from tests.unit.support import ROOT
 
-# argv: table, names, requests per minute, burst, when to begin and to end (CLOCK_MONOTONIC, ns); prints what it took.
+# argv: table, names, requests per minute, burst, when to begin and to end (CLOCK_MONOTONIC, ns); prints how often it
+# did without the mutex, and what it took.
 HAMMER = """
 import sys, time
 from nexus_grpc.limits.buckets import rate_of
@@ -32,6 +33,21 @@ while (now_ns := time.monotonic_ns()) < end_ns:
         taken[index] += bucket.take(now_ns) == 0
 print(table.unlocked, *taken, flush=True)
 """
+# argv: table, name. Takes a token, and is stopped in the midst of it: it has read, and has not written yet.
+STOPPED = """
+import os, signal, sys, time
+from nexus_grpc.limits.buckets import rate_of
+from nexus_grpc.limits.robust_lock import trylock, unlock
+from nexus_grpc.limits.shared import BucketTable
+
+bucket = BucketTable(int(sys.argv[1])).bucket(sys.argv[2], rate_of(0.1, 100))
+assert trylock(bucket._mutex) == 0
+entry = bucket._find(0)
+read_ns = max(entry[1], time.monotonic_ns())
+os.kill(os.getpid(), signal.SIGSTOP)
+entry[1] = read_ns + bucket.rate.interval_ns
+unlock(bucket._mutex)
+"""
 START_S = 1.0
 
 
@@ -43,9 +59,14 @@ def descriptor() -> Iterator[int]:
 
 
 class Hammers:
-    """Processes that take all they can from the same buckets, at the same time."""
+    """Processes that take all they can from the same buckets, at the same time.
+
+    `unlocked`: how often they did without a mutex, known after taken(). On a machine where an owner may lose its core
+    for long, so much may go beyond the limit.
+    """
 
     def __init__(self, descriptor: int, count: int, names: str, per_minute: float, burst: int, seconds: float) -> None:
+        self.unlocked = 0
         self.begin_ns = time.monotonic_ns() + int(START_S * 1e9)
         self.end_ns = self.begin_ns + int(seconds * 1e9)
         numbers = [str(per_minute), str(burst), str(self.begin_ns), str(self.end_ns)]
@@ -66,6 +87,7 @@ class Hammers:
         for process in self.processes:
             output = process.communicate(timeout=60)[0].split()
             if process.returncode == 0:
+                self.unlocked += int(output[0])
                 counts = [int(word) for word in output[1:]]
                 totals = [one + other for one, other in zip(totals or [0] * len(counts), counts, strict=True)]
         return totals
@@ -80,13 +102,34 @@ def test_two_processes_never_get_more_and_hardly_less(descriptor: int) -> None:
     hammers = Hammers(descriptor, 2, "a,b,c", per_minute, burst, seconds=3.0)
     most = hammers.most(per_minute, burst)
     for total in hammers.taken():
-        assert 0.95 * most <= total <= most
+        assert 0.95 * most <= total <= most + hammers.unlocked
 
 
 def test_every_token_is_counted(descriptor: int) -> None:
-    """A rate of nearly nothing: exactly the burst, whoever takes it."""
+    """A rate of nearly nothing: exactly the burst, whoever takes it; more only where two owed at the same time."""
     hammers = Hammers(descriptor, 3, "a", 0.1, 20_000, seconds=4.0)
-    assert hammers.taken() == [20_000]
+    (total,) = hammers.taken()
+    assert 20_000 <= total <= 20_000 + hammers.unlocked
+
+
+def test_what_is_taken_while_an_owner_is_stopped_is_not_lost(descriptor: int) -> None:
+    """Its store comes late, and undoes nothing."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(descriptor), "a"], cwd=ROOT, pass_fds=[descriptor], stderr=subprocess.PIPE
+    )
+    try:
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+        table = BucketTable(descriptor)
+        bucket = table.bucket("a", rate_of(0.1, 100))
+        assert [bucket.take(time.monotonic_ns()) for _ in range(30)] == [0] * 30
+        assert table.unlocked == 30
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=30)[1] == b""
+    assert [bucket.take(time.monotonic_ns()) > 0 for _ in range(70)] == [False] * 69 + [True]
+    other = BucketTable(descriptor).bucket("a", rate_of(0.1, 100))
+    assert other.take(time.monotonic_ns()) > 0
+    assert table.unlocked == 30
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -99,7 +142,7 @@ def test_one_that_is_killed_takes_nothing_with_it(seed: int, descriptor: int) ->
     killed_ns = time.monotonic_ns()
     most = hammers.most(per_minute, burst)
     (total,) = hammers.taken()
-    assert total <= most
+    assert total <= most + hammers.unlocked
     left = (hammers.end_ns - killed_ns) * per_minute / MINUTE_NS
     assert total >= 0.95 * left
     # The table is as sound as before: a new process finds the same bucket.
@@ -119,5 +162,7 @@ def test_one_that_is_stopped_does_not_stop_the_others(descriptor: int) -> None:
         time.sleep(0.05)
     most = hammers.most(per_minute, burst)
     (total,) = hammers.taken()
-    # Ten stops, and for each at most a few counts that were lost.
-    assert 0.9 * most <= total <= most + 10 * burst
+    # What the one took while the other was stopped in its turn is owed, and that one may take a burst before it is
+    # paid. Then both wait until it is: ten stops cost no more than one.
+    print(f"{total} of {most:.0f}, {hammers.unlocked} without the mutex")
+    assert 0.95 * most <= total <= most + min(burst, hammers.unlocked)

@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import http.client
 import json
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -23,12 +25,14 @@ START_TIMEOUT_S = 20.0
 UPLOAD = path_of("ModelsUpload")
 # Envoy's header limit must be what stops long headers, as with a front.
 _OPTIONS = [("grpc.max_metadata_size", 32 << 10), ("grpc.max_receive_message_length", -1)]
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Echo(grpc.GenericRpcHandler):
     """Answers a twin's method with an HttpBody: the method, the fields of the message, the metadata, all as JSON.
 
-    The body may ask for something else: {"status": 404}, {"refuse": "text"}, {"bytes": 1000}, {"sleep": 1}.
+    The body may ask for something else: {"status": 404}, {"refuse": "text"} (with {"code": 8} in place of UNAVAILABLE),
+    {"bytes": 1000}, {"sleep": 1}.
     """
 
     def service(self, details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any]":
@@ -37,7 +41,7 @@ class Echo(grpc.GenericRpcHandler):
             metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
             wish = _wish(found)
             if "refuse" in wish:
-                context.abort(grpc.StatusCode.UNAVAILABLE, wish["refuse"])
+                context.abort(_CODES[wish.get("code", 14)], wish["refuse"])
             time.sleep(wish.get("sleep", 0))
             extra = [("x-nexus-http-status", str(wish["status"]))] if "status" in wish else []
             context.send_initial_metadata((("x-request-id", metadata.get("x-request-id", "")), *extra))
@@ -100,6 +104,17 @@ def running_envoy(options: EnvoyOptions, folder: Path) -> Iterator[subprocess.Po
         finally:
             process.kill()
             process.wait()
+
+
+def statistics(socket_path: Path, names: str) -> dict[str, int]:
+    """Envoy's counters of the fronts' cluster, of its admin socket. `names`: a regular expression for their ends."""
+    connection = http.client.HTTPConnection("envoy")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    with contextlib.closing(connection):
+        connection.sock.connect(str(socket_path))
+        connection.request("GET", f"/stats?filter=^cluster.fronts.({names})$")
+        lines = connection.getresponse().read().decode().splitlines()
+    return {name.rpartition(".")[2]: int(value) for name, _, value in (line.partition(": ") for line in lines)}
 
 
 def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -9,7 +9,10 @@ import pytest
 
 from nexus_grpc.rest import static_files as static
 from nexus_grpc.rest.bootstrap import DIRECT_BODY_MAX_BYTES, EnvoyOptions, render_bootstrap
+from nexus_grpc.rest.coarse_limit import FILTER
+from nexus_grpc.rest.routes import GRPC_PREFIXES, NOT_BEGUN, NOT_SENT
 from nexus_grpc.supervisor.envoy_setup import find_binary
+from tests.certificates import Authority
 
 OPTION_SETS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -22,6 +25,8 @@ OPTION_SETS: dict[str, dict[str, Any]] = {
     "pages from anywhere": {"cors_origins": ("*",)},
     "a sampled log": {"access_log_sample": 0.01},
     "no log": {"access_log": ""},
+    "a coarse limit": {"per_second": 1},
+    "a coarse limit and pages from elsewhere": {"per_second": 1_000_000, "cors_origins": ("https://a.example",)},
     "other limits": {"max_body_bytes": 1 << 30, "timeout_s": 0.25, "upload_timeout_s": 5.0},
 }
 
@@ -38,6 +43,22 @@ def validate(options: EnvoyOptions, folder: Path) -> None:
 @pytest.mark.parametrize("name", OPTION_SETS)
 def test_envoy_takes_it(name: str, tmp_path: Path) -> None:
     validate(EnvoyOptions(**OPTION_SETS[name]), tmp_path)
+
+
+@pytest.mark.parametrize("more", [{}, {"cors_origins": ("*",), "per_second": 10, "admin_socket": "/tmp/admin"}])
+def test_envoy_takes_client_certificates(more: dict[str, Any], tmp_path: Path) -> None:
+    authority = Authority()
+    chain, key = authority.sign("localhost").write(tmp_path, "server")
+    validate(
+        EnvoyOptions(
+            tls_certificate=str(chain),
+            tls_key=str(key),
+            tls_client_ca=str(authority.write(tmp_path)),
+            front_headers=(("x-nexus-envoy", "word"),),
+            **more,
+        ),
+        tmp_path,
+    )
 
 
 def manager(options: EnvoyOptions) -> Any:
@@ -78,12 +99,98 @@ def test_the_limits_of_the_edge_checklist() -> None:
     assert rendered["overload_manager"]["actions"]
 
 
+def routes_of(options: EnvoyOptions) -> Any:
+    return manager(options)["route_config"]["virtual_hosts"][0]["routes"]
+
+
 def test_only_what_was_not_begun_is_sent_again() -> None:
-    routes = manager(EnvoyOptions())["route_config"]["virtual_hosts"][0]["routes"]
-    policies = {
-        route["route"]["retry_policy"]["retry_on"] for route in routes if "retry_policy" in route.get("route", {})
+    policies = [route["route"]["retry_policy"] for route in routes_of(EnvoyOptions()) if is_tried_again(route)]
+    assert {policy["retry_on"] for policy in policies} == {NOT_BEGUN, NOT_SENT}
+    assert {policy["num_retries"] for policy in policies} == {2}
+    assert all("base_interval" in policy["retry_back_off"] for policy in policies)
+    # No answer is a reason, and nothing that may have been begun.
+    assert set(NOT_BEGUN.split(",")) == {"connect-failure", "refused-stream", "reset-before-request"}
+    assert set(NOT_SENT.split(",")) == {"connect-failure", "reset-before-request"}
+
+
+def is_tried_again(route: Any) -> bool:
+    return "retry_policy" in route.get("route", {})
+
+
+def test_what_may_change_the_server_is_sent_again_only_if_it_never_left() -> None:
+    """The routes of changes, and those of gRPC, which has both kinds."""
+    careful = {
+        str(route["match"].get("path") or route["match"].get("prefix") or route["match"]["safe_regex"]["regex"])
+        for route in routes_of(EnvoyOptions())
+        if is_tried_again(route) and route["route"]["retry_policy"]["retry_on"] == NOT_SENT
     }
-    assert policies == {"connect-failure,refused-stream,reset-before-request"}
+    assert {"/models/upload", "/admin/reload", *GRPC_PREFIXES} <= careful
+    assert not {"/predict", "/health", "/models"} & careful
+
+
+def test_attempts_have_a_budget() -> None:
+    [threshold] = cluster(EnvoyOptions())["circuit_breakers"]["thresholds"]
+    assert threshold["retry_budget"]["budget_percent"] == {"value": 20}
+    assert "max_retries" not in threshold
+
+
+def test_the_coarse_limit_is_there_only_if_asked_for() -> None:
+    assert "ratelimit" not in json.dumps(render_bootstrap(EnvoyOptions()))
+    config = manager(EnvoyOptions(per_second=50))
+    names = [each["name"].rpartition(".")[2] for each in config["http_filters"]]
+    assert names == ["cors", "grpc_web", "local_ratelimit", "lua", "grpc_json_transcoder", "router"]
+    bucket = config["http_filters"][2]["typed_config"]["token_bucket"]
+    assert bucket == {"max_tokens": 50, "tokens_per_fill": 50, "fill_interval": "1s"}
+
+
+def test_the_coarse_limit_is_for_what_fronts_do_but_health() -> None:
+    limited = {
+        route["match"].get("path") or route["match"].get("prefix")
+        for route in routes_of(EnvoyOptions(per_second=50))
+        if FILTER not in route.get("typed_per_filter_config", {})
+    }
+    assert {"/predict", "/models", "/models/upload", *GRPC_PREFIXES} <= limited
+    assert not {"/health", "/ready", "/v2/health/live", "/v2/health/ready", "/metrics", "/", "/docs"} & limited
+
+
+def test_certificates_are_asked_for_only_where_authorities_are_named() -> None:
+    plain = render_bootstrap(EnvoyOptions(tls_certificate="/a", tls_key="/b"))
+    text = json.dumps(plain)
+    assert '"forward_client_cert_details": "SANITIZE"' in text
+    assert "trusted_ca" not in text
+    assert "set_current_client_cert_details" not in text
+    options = EnvoyOptions(
+        tls_certificate="/a", tls_key="/b", tls_client_ca="/c", front_headers=(("x-nexus-envoy", "word"),)
+    )
+    assert "word" not in repr(options)
+    (listener,) = render_bootstrap(options)["static_resources"]["listeners"]
+    tls = listener["filter_chains"][0]["transport_socket"]["typed_config"]
+    assert tls["require_client_certificate"] is False
+    assert tls["common_tls_context"]["validation_context"] == {"trusted_ca": {"filename": "/c"}}
+    assert manager(options)["forward_client_cert_details"] == "SANITIZE_SET"
+
+
+def test_every_way_to_a_front_and_no_other_has_the_fronts_headers() -> None:
+    """In place of a client's."""
+    options = EnvoyOptions(front_headers=(("x-nexus-envoy", "word"),))
+    for route in routes_of(options):
+        added = route.get("request_headers_to_add", [])
+        assert bool(added) == (route.get("route", {}).get("cluster") == "fronts"), route["match"]
+        for each in added:
+            assert each["header"] == {"key": "x-nexus-envoy", "value": "word"}
+            assert each["append_action"] == "OVERWRITE_IF_EXISTS_OR_ADD"
+    assert "word" not in json.dumps(render_bootstrap(options)["static_resources"]["clusters"])
+
+
+def test_a_certificate_is_shown_for_any_page() -> None:
+    """So where it makes somebody known, other pages' changes are refused, even if all may call."""
+
+    def refused(options: EnvoyOptions) -> int:
+        return sum(route.get("direct_response", {}).get("status") == 403 for route in routes_of(options))
+
+    everywhere: dict[str, Any] = {"cors_origins": ("*",), "tls_certificate": "/a", "tls_key": "/b"}
+    assert refused(EnvoyOptions(**everywhere)) == 0
+    assert refused(EnvoyOptions(**everywhere, tls_client_ca="/c")) == refused(EnvoyOptions()) > 0
 
 
 def test_silence_is_never_cut_before_the_timeout() -> None:

@@ -288,6 +288,7 @@ def test_pages_may_read_answers_and_errors(rest_port: int) -> None:
     for body, status in (({}, 200), ({"status": 404}, 404), ({"refuse": "no"}, 503)):
         answer = post(rest_port, "/predict", body, Origin=ORIGIN)
         assert (answer.status, answer.headers["access-control-allow-origin"]) == (status, ORIGIN)
+        assert "ratelimit-remaining" in answer.headers["access-control-expose-headers"]
     assert "access-control-allow-origin" not in post(rest_port, "/predict", {}, Origin="http://b.example").headers
 
 

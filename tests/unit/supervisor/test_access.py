@@ -13,11 +13,12 @@ import pytest
 
 from nexus_grpc.access.identity import Scope
 from nexus_grpc.access.keys import ApiKey, new_key
+from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.ipc.control import Message
 from nexus_grpc.ipc.errors import StorageFailed, Unauthenticated
 from nexus_grpc.registry.open import open_registry
 from nexus_grpc.registry.store import Registry
-from nexus_grpc.settings import ConfigurationError, Settings
+from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor import access
 from nexus_grpc.supervisor.access import AccessKeeper
 from tests.unit.access.support import ISSUER, jwk, key_set, rsa_key

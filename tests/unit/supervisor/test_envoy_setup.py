@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from nexus_grpc.settings import ConfigurationError, Settings, load_settings
+from nexus_grpc.configuration import ConfigurationError
+from nexus_grpc.settings import Settings, load_settings
 from nexus_grpc.supervisor import envoy_setup
 from nexus_grpc.supervisor.envoy_setup import (
     FRAME_BYTES,
@@ -14,10 +15,12 @@ from nexus_grpc.supervisor.envoy_setup import (
     check_sidecar,
     check_tls,
     find_binary,
+    forwards_certificates,
     has_sidecar,
     options_of,
     thread_count,
 )
+from tests.certificates import Authority
 from tests.harness import certificate
 
 
@@ -83,6 +86,36 @@ def test_a_body_must_fit_into_a_message() -> None:
 
 def tls(certificate_path: pathlib.Path, key: pathlib.Path) -> Settings:
     return load_settings({"rest_tls_certificate": str(certificate_path), "rest_tls_key": str(key)})
+
+
+def test_client_certificates_are_asked_for_only_by_an_envoy_that_fronts_know(tmp_path: pathlib.Path) -> None:
+    authority = Authority()
+    chain, key = authority.sign("localhost").write(tmp_path, "server")
+    tls_files = {"rest_tls_certificate": str(chain), "rest_tls_key": str(key)}
+    full = {**tls_files, "tls_client_ca": str(authority.write(tmp_path)), "auth": "required"}
+    settings = load_settings(full)
+    assert forwards_certificates(settings)
+    check_tls(settings)
+    options = options_of(settings, secret="s3cret")
+    assert options.tls_client_ca == full["tls_client_ca"]
+    assert options.front_headers == (("x-nexus-envoy", "s3cret"),)
+    # An Envoy of somebody else, as of `nexus envoy bootstrap`.
+    plain = options_of(settings)
+    assert (plain.tls_client_ca, plain.front_headers) == ("", ())
+    for other in ({"envoy": "external"}, {"rest_port": 0}, {"auth": "off"}, {"tls_client_ca": ""}):
+        assert not forwards_certificates(load_settings({**full, **other})), other
+    assert not forwards_certificates(load_settings({"tls_client_ca": full["tls_client_ca"], "auth": "required"}))
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), ("nothing", "expected a PEM file")])
+def test_authorities_that_are_none(content: str | None, words: str, tmp_path: pathlib.Path) -> None:
+    chain, key = Authority().sign("localhost").write(tmp_path, "server")
+    authorities = tmp_path / "ca.pem"
+    if content is not None:
+        authorities.write_text(content)
+    files = {"rest_tls_certificate": str(chain), "rest_tls_key": str(key), "tls_client_ca": str(authorities)}
+    with pytest.raises(ConfigurationError, match=f"tls_client_ca = '{authorities}': {words}"):
+        check_tls(load_settings({**files, "auth": "required"}))
 
 
 def test_tls_files(tmp_path: pathlib.Path) -> None:

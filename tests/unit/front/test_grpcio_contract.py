@@ -5,8 +5,8 @@ from typing import Any
 import grpc
 import pytest
 
-from nexus_grpc.front import completion_queue
-from nexus_grpc.front.completion_queue import contract_mismatches
+from nexus_grpc.front import grpcio_contract
+from nexus_grpc.front.grpcio_contract import contract_mismatches
 
 
 def test_the_installed_grpcio_is_as_expected() -> None:
@@ -26,27 +26,27 @@ class Lacking:
         return getattr(self._whole, name)
 
 
-@pytest.mark.parametrize("name", sorted(completion_queue._NAMES))
+@pytest.mark.parametrize("name", sorted(grpcio_contract._NAMES))
 def test_a_missing_name_is_reported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion_queue, "cygrpc", Lacking(completion_queue.cygrpc, name))
+    monkeypatch.setattr(grpcio_contract, "cygrpc", Lacking(grpcio_contract.cygrpc, name))
     assert contract_mismatches() == [f"grpc._cython.cygrpc has no {name}"]
 
 
-MEMBERS = [(name, member) for name, members in completion_queue._NAMES.items() for member in members]
+MEMBERS = [(name, member) for name, members in grpcio_contract._NAMES.items() for member in members]
 
 
 @pytest.mark.parametrize(("name", "member"), MEMBERS)
 def test_a_missing_member_is_reported(name: str, member: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = completion_queue.cygrpc
+    whole = grpcio_contract.cygrpc
     other = Lacking(whole)
     other.__dict__[name] = Lacking(getattr(whole, name), member)
-    monkeypatch.setattr(completion_queue, "cygrpc", other)
+    monkeypatch.setattr(grpcio_contract, "cygrpc", other)
     assert contract_mismatches() == [f"cygrpc.{name} has no {member}"]
 
 
-@pytest.mark.parametrize("name", sorted(completion_queue._SERVER_FUNCTIONS))
+@pytest.mark.parametrize("name", sorted(grpcio_contract._SERVER_FUNCTIONS))
 def test_a_missing_server_function_is_reported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(completion_queue._server, name)
+    monkeypatch.delattr(grpcio_contract.server, name)
     [line] = contract_mismatches()
     assert name in line
 
@@ -54,7 +54,7 @@ def test_a_missing_server_function_is_reported(name: str, monkeypatch: pytest.Mo
 def test_another_constructor_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def other(self: Any, surprise: int) -> None: ...
 
-    monkeypatch.setattr(completion_queue._server._Server, "__init__", other)
+    monkeypatch.setattr(grpcio_contract.server._Server, "__init__", other)
     assert any("surprise" in line for line in contract_mismatches())
 
 
@@ -66,5 +66,5 @@ def test_a_version_outside_the_tried_range_is_reported(version: str, monkeypatch
 
 
 def test_a_grpcio_without_these_modules_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion_queue, "_import_error", "no module named grpc._cython")
+    monkeypatch.setattr(grpcio_contract, "_import_error", "no module named grpc._cython")
     assert contract_mismatches() == ["grpcio's internals cannot be imported: no module named grpc._cython"]
