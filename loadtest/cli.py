@@ -14,9 +14,10 @@ import psutil
 from rich.console import Console
 from rich.markup import escape
 
-from loadtest import big_model, h2load, payloads, plan, processes, report, wrk
+from loadtest import big_model, h2load, overload, payloads, plan, processes, report, slow_model, wrk
 from loadtest.plan import ROWS, Row
-from loadtest.runner import Reference, Runner
+from loadtest.processes import Server, steal_percent
+from loadtest.runner import Reference, Runner, Say
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -33,10 +34,11 @@ rows:
 {rows}
 
 examples:
-  make bench                                      everything: about five minutes on two cores
-  loadtest/bench.py --seconds 2 --repeat 1 --no-write            a first look, under a minute
+  make bench                                      everything: about twelve minutes on two cores
+  loadtest/bench.py --seconds 2 --repeat 1 --no-write            a first look, three minutes
   loadtest/bench.py --rows '*-32' --repeat 5      one level, with its reference
   loadtest/bench.py --rows echo-1,infer-1         one comparison; a row without its reference has no ratio
+  loadtest/bench.py --rows 'overload*'            what becomes of goodput under more load than can be served
 
 exit code: 0 measured (targets may have failed, unless --strict); 1 a row failed or a server did not start;
 2 usage, or something needed is missing. Quiet the machine first: the load average before the run is in the report.
@@ -48,7 +50,7 @@ class _UsageError(Exception):
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    listing = "\n".join(f"  {row.name:<12} {row.title}" for row in ROWS)
+    listing = "\n".join(f"  {row.name:<17} {row.title}" for row in ROWS)
     parser = argparse.ArgumentParser(
         prog="loadtest/bench.py",
         description=DESCRIPTION,
@@ -115,52 +117,56 @@ def _model(arguments: argparse.Namespace) -> Path:
     return model
 
 
+def _started(
+    stack: contextlib.ExitStack,
+    folder: Path,
+    arguments: argparse.Namespace,
+    model: Path,
+    reference: Reference,
+    say: Say,
+) -> dict[str, Server]:
+    """The servers that the rows need, by the rows' kind."""
+    kinds, servers = {row.kind for row in arguments.selected}, dict[str, Server]()
+    nexus, repository, workers = arguments.nexus, arguments.model_repository, arguments.workers
+
+    def start(name: str, server: contextlib.AbstractContextManager[Server]) -> None:
+        servers[name] = stack.enter_context(server)
+
+    if "echo" in kinds:
+        start("echo", processes.echo_server(folder))
+    if "envoy" in kinds:
+        start("envoy", processes.envoy_server(folder, payloads.rest_answer(reference.expected(1))))
+    if kinds & {"nexus", "rest", "idle"}:
+        say("starting nexus serve …")
+        start("nexus", processes.nexus_server(folder, nexus, repository, workers, rest="rest" in kinds))
+    if "guarded" in kinds:
+        start("guarded", processes.guarded_server(folder, nexus, repository, workers))
+    if "sources" in kinds:
+        sources = processes.nexus_server(folder, nexus, repository, workers, False, "--no-compiled", name="sources")
+        start("sources", sources)
+    if kinds & {"quiet", "loading"}:
+        say("starting nexus serve with a 200 MB model beside iris …")
+        big, options = big_model.repository(folder, model), big_model.OPTIONS
+        start("loading", processes.nexus_server(folder, nexus, big, workers, False, *options, name="loading"))
+    if kinds & {"overload", "unprotected"}:
+        say("starting nexus serve with a slow model, with and without admission …")
+        slow = slow_model.repository(folder)
+        for name in ("overload", "unprotected"):
+            start(name, overload.server(folder, nexus, slow, name))
+    return servers
+
+
 def _bench(arguments: argparse.Namespace, given: list[str], progress: Console) -> int:
     model, rows = _model(arguments), arguments.selected
     load_before, cpu_before = os.getloadavg()[0], psutil.cpu_times()
-    kinds, reference = {row.kind for row in rows}, Reference(model)
+    reference = Reference(model)
+
+    def say(line: str) -> None:
+        progress.print(escape(line), soft_wrap=True)
+
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nexus-bench-")))
-        servers = {}
-        if "echo" in kinds:
-            servers["echo"] = stack.enter_context(processes.echo_server(folder))
-        if "envoy" in kinds:
-            floor = payloads.rest_answer(reference.expected(1))
-            servers["envoy"] = stack.enter_context(processes.envoy_server(folder, floor))
-        if kinds & {"nexus", "rest", "idle"}:
-            progress.print("starting nexus serve …")
-            servers["nexus"] = stack.enter_context(
-                processes.nexus_server(
-                    folder, arguments.nexus, arguments.model_repository, arguments.workers, rest="rest" in kinds
-                )
-            )
-        if "guarded" in kinds:
-            guarded = (folder, arguments.nexus, arguments.model_repository, arguments.workers)
-            servers["guarded"] = stack.enter_context(processes.guarded_server(*guarded))
-        if "sources" in kinds:
-            servers["sources"] = stack.enter_context(
-                processes.nexus_server(
-                    folder,
-                    arguments.nexus,
-                    arguments.model_repository,
-                    arguments.workers,
-                    False,
-                    "--no-compiled",
-                    name="sources",
-                )
-            )
-        if kinds & {"quiet", "loading"}:
-            repository = big_model.repository(folder, model)
-            progress.print("starting nexus serve with a 200 MB model beside iris …")
-            servers["loading"] = stack.enter_context(
-                processes.nexus_server(
-                    folder, arguments.nexus, repository, arguments.workers, False, *big_model.OPTIONS, name="loading"
-                )
-            )
-
-        def say(line: str) -> None:
-            progress.print(escape(line), soft_wrap=True)
-
+        servers = _started(stack, folder, arguments, model, reference, say)
         runner = Runner(servers, reference, folder, arguments.seconds, say)
         results = runner.run(rows, arguments.repeat)
     targets = plan.targets(results)
@@ -172,7 +178,7 @@ def _bench(arguments: argparse.Namespace, given: list[str], progress: Console) -
         repeat=arguments.repeat,
         workers=str(arguments.workers or "the server's default"),
         load_before=load_before,
-        steal_percent=_steal_percent(cpu_before),
+        steal_percent=steal_percent(cpu_before),
     )
     _write(arguments, rows, progress, report.markdown(rows, results, targets, facts))
     failed = any(result.problem for result in results.values())
@@ -188,10 +194,3 @@ def _write(arguments: argparse.Namespace, rows: list[Row], progress: Console, te
         return
     RESULTS.write_text(text)
     progress.print(f"written: {RESULTS.relative_to(ROOT)}")
-
-
-def _steal_percent(before: object) -> float:
-    """Share of all cores' time that the hypervisor gave to others since `before`."""
-    now, then = psutil.cpu_times(), before
-    elapsed = sum(now) - sum(then)  # type: ignore[call-overload]
-    return 100 * (now.steal - then.steal) / elapsed if elapsed else 0.0  # type: ignore[attr-defined]

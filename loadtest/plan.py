@@ -6,9 +6,12 @@ from typing import Literal
 
 from loadtest import payloads
 from loadtest.clients import Call
+from loadtest.overload import DEADLINE_MS, Figures
 from loadtest.payloads import BATCH_ROWS, STREAM_MESSAGES, Expected, WrongAnswerError
 
-Kind = Literal["echo", "nexus", "sources", "guarded", "rest", "envoy", "ort", "quiet", "loading", "idle"]
+Kind = Literal[
+    "echo", "nexus", "sources", "guarded", "rest", "envoy", "ort", "quiet", "loading", "overload", "unprotected", "idle"
+]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class Row:
     reference: str = ""
     # Requests are sent at a steady rate, this share of what a closed loop reaches; 0: as fast as answers come.
     offered: float = 0.0
+
+    @property
+    def is_overload(self) -> bool:
+        """Measured by open_loop.py on the slow model, and shown in a table of its own."""
+        return self.kind in ("overload", "unprotected")
 
 
 # Each reference stands right before the row it is compared with: a drift of the machine then hits both.
@@ -51,6 +59,12 @@ ROWS = (
     Row("loading-25", "… while a 200 MB model loads ³", "loading", "infer", 32, reference="quiet-25", offered=0.25),
     Row("quiet-50", "ModelInfer at 50 % of capacity ³", "quiet", "infer", 32, offered=0.5),
     Row("loading-50", "… while a 200 MB model loads ³", "loading", "infer", 32, reference="quiet-50", offered=0.5),
+    Row("overload-capacity", "closed loop, 8 in flight", "unprotected", in_flight=8),
+    Row("overload-0.9", "0.9 × capacity", "overload", offered=0.9),
+    Row("overload-1.2", "1.2 × capacity", "overload", offered=1.2),
+    Row("overload-2", "2 × capacity", "overload", offered=2.0),
+    Row("overload-3", "3 × capacity", "overload", offered=3.0),
+    Row("overload-3-bare", "3 × capacity, no admission", "unprotected", offered=3.0),
     Row("idle", "idle after the load", "idle"),
 )
 
@@ -96,7 +110,8 @@ def _same(answer: bytes, message: bytes) -> None:
 
 @dataclass
 class Result:
-    """One row, measured once; or the medians of several such."""
+    """One row, measured once; or the medians of several such. Of overload rows, requests are those answered in time,
+    and the ratio is to the best of these rows in the same repeat."""
 
     requests_per_second: float = 0.0
     rows_per_second: float = 0.0
@@ -111,6 +126,7 @@ class Result:
     # (largest - smallest) / median of requests/s over the repeats, in percent.
     spread_percent: float = 0.0
     idle_cpu_percent: float | None = None
+    overload: Figures | None = None
     problem: str = ""
 
 
@@ -138,6 +154,10 @@ def targets(results: dict[str, Result]) -> list[Target]:
         _batch(good),
         _beside_a_load(good, 25),
         _beside_a_load(good, 50),
+        _goodput(good),
+        _in_time(good),
+        _urgent(good),
+        _without_admission(good),
         *(_memory(good, role, limit) for role, limit in RSS_LIMITS_MIB.items()),
         _idle(good),
     ]
@@ -214,6 +234,38 @@ def _beside_a_load(good: dict[str, Result], percent: int) -> Target:
         return _verdict(text, None, "not measured")
     measured = f"{loading.p99_us:.0f} µs, {loading.p99_us / quiet.p99_us:.2f} ×"
     return _verdict(text, loading.p99_us <= 2.0 * quiet.p99_us, measured)
+
+
+def _goodput(good: dict[str, Result]) -> Target:
+    text = "3 × capacity offered: goodput at least 0.85 of its peak"
+    result = good.get("overload-3")
+    if result is None or result.ratio is None or "overload-capacity" not in good:
+        return _verdict(text, None, "not measured")
+    return _verdict(text, result.ratio >= 0.85, f"{result.ratio:.2f}, {result.requests_per_second:.0f}/s")
+
+
+def _in_time(good: dict[str, Result]) -> Target:
+    text = f"3 × capacity offered: p99 of what is accepted within its deadline of {DEADLINE_MS} ms"
+    if "overload-3" not in good:
+        return _verdict(text, None, "not measured")
+    p99_ms = good["overload-3"].p99_us / 1000
+    return _verdict(text, p99_ms <= DEADLINE_MS, f"{p99_ms:.0f} ms")
+
+
+def _urgent(good: dict[str, Result]) -> Target:
+    text = "3 × capacity offered: the urgent fifth is answered in time"
+    figures = good["overload-3"].overload if "overload-3" in good else None
+    if figures is None:
+        return _verdict(text, None, "not measured")
+    return Target(text, "info", f"{figures.urgent_percent:.1f} %")
+
+
+def _without_admission(good: dict[str, Result]) -> Target:
+    text = "3 × capacity offered without admission, for comparison: goodput of the peak"
+    result = good.get("overload-3-bare")
+    if result is None or result.ratio is None or "overload-capacity" not in good:
+        return _verdict(text, None, "not measured")
+    return Target(text, "info", f"{result.ratio:.2f}, {result.requests_per_second:.0f}/s")
 
 
 def _memory(good: dict[str, Result], role: str, limit: float) -> Target:

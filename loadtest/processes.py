@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import grpc
 import psutil
@@ -131,6 +131,13 @@ def rss_mib(server: Server) -> dict[str, float]:
         with contextlib.suppress(psutil.NoSuchProcess):
             largest[role] = max(largest.get(role, 0.0), psutil.Process(pid).memory_info().rss / 2**20)
     return largest
+
+
+def steal_percent(before: Any) -> float:
+    """Share of all cores' time that the hypervisor gave to others since `before` (psutil.cpu_times())."""
+    now = psutil.cpu_times()
+    elapsed = sum(now) - sum(before)
+    return float(100 * (now.steal - before.steal) / elapsed) if elapsed else 0.0
 
 
 def _spawn(arguments: list[str], log: IO[bytes], stdout: "IO[bytes] | int") -> "subprocess.Popen[bytes]":

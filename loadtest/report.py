@@ -15,9 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from loadtest import h2load
+from loadtest.open_loop import PATIENT, URGENT, URGENT_SHARE
+from loadtest.overload import DEADLINE_MS, STEAL_MAX_PERCENT, TARGET_MS, TRIES
 from loadtest.payloads import STREAM_MESSAGES
 from loadtest.plan import Result, Row, Target
 from loadtest.processes import ROLES
+from loadtest.slow_model import SERVICE_S
 
 COLUMNS = (
     "row",
@@ -29,6 +32,22 @@ COLUMNS = (
     "CPU µs per request",
     "RSS MiB front / worker / supervisor / Envoy",
     "×",
+)
+OVERLOAD_COLUMNS = (
+    "row",
+    "offered",
+    "goodput",
+    "± %",
+    "of the peak",
+    "per worker CPU s",
+    "shed %",
+    "late %",
+    "p50 ms",
+    "p99 ms",
+    "urgent in time %",
+    "CPU %: worker / front / client",
+    "sent late ms",
+    "steal %",
 )
 LIBRARIES = ("nexus-grpc", "grpcio", "onnxruntime", "numpy", "protobuf", "uvloop")
 VERDICT_STYLES = {"pass": "green", "FAIL": "bold red", "info": "cyan", "-": "dim"}
@@ -45,6 +64,18 @@ LOADING_NOTE = (
     "³ A server of its own, for iris and a model with 200 MB of weights, whose file is made new, tried in a process of "
     "its own, loaded and unloaded again and again. Requests come at a steady rate, the same in both rows: 25 or 50 % "
     "of what a closed loop of 32 reached. The target is about p99, by the client's clock."
+)
+OVERLOAD_NOTE = (
+    f"A server of its own: one worker, a model that takes about {SERVICE_S * 1000:.0f} ms and does not batch, "
+    f"`--queue-target-ms {TARGET_MS}`; 0, that is no admission, in the first row and the last. Each request has a "
+    f"deadline of {DEADLINE_MS} ms; {URGENT_SHARE:.0%} have priority {URGENT}, the others {PATIENT}. Open loop: sent "
+    "at random moments by a timetable, whatever becomes of them; times and deadlines count from when a request was due "
+    "(no coordinated omission). Goodput: right answers in time, per second; the peak: the best row of the same repeat; "
+    "per second of the worker's CPU: what neighbours on the machine hardly change. Shed: RESOURCE_EXHAUSTED. p50 and "
+    "p99: of all that were not shed, those that missed the deadline included. The client is Python and shares the "
+    "cores; what it sent late itself (p99) counts against the server. What was measured while the hypervisor took more "
+    f"than {STEAL_MAX_PERCENT:.0f} % of the cores' time was measured again, at most {TRIES - 1} times; the calmest "
+    "counts."
 )
 NOTES = (
     "The load generator (h2load) runs on the same cores as the servers: every figure includes its share.",
@@ -75,6 +106,8 @@ class Circumstances:
 
 
 def _cells(row: Row, result: Result) -> list[str]:
+    if row.is_overload:
+        return _overload_cells(row, result)
     if result.problem:
         return [row.title, "FAILED", *[""] * (len(COLUMNS) - 2)]
     if result.idle_cpu_percent is not None:
@@ -89,6 +122,28 @@ def _cells(row: Row, result: Result) -> list[str]:
     latencies = [f"{result.p50_us:,.0f}", f"{result.p99_us:,.0f}", _cpu(row, result)]
     ratio = "" if result.ratio is None else f"{result.ratio:.2f}"
     return [row.title, requests, spread, f"{rows:,.0f}", *latencies, _memory(result), ratio]
+
+
+def _overload_cells(row: Row, result: Result) -> list[str]:
+    figures = result.overload
+    if result.problem or figures is None:
+        return [row.title, "FAILED", *[""] * (len(OVERLOAD_COLUMNS) - 2)]
+    return [
+        row.title,
+        f"{figures.offered_per_s:.0f}",
+        f"{result.requests_per_second:.0f}",
+        f"{result.spread_percent:.0f}",
+        "" if result.ratio is None else f"{result.ratio:.2f}",
+        f"{figures.good_per_cpu_s:.0f}",
+        f"{figures.shed_percent:.1f}",
+        f"{figures.late_percent:.1f}",
+        f"{result.p50_us / 1000:.0f}",
+        f"{result.p99_us / 1000:.0f}",
+        f"{figures.urgent_percent:.1f}",
+        f"{figures.worker_percent:.0f} / {figures.front_percent:.0f} / {figures.client_percent:.0f}",
+        f"{figures.lag_p99_us / 1000:.0f}",
+        f"{figures.steal_percent:.0f}",
+    ]
 
 
 def _cpu(row: Row, result: Result) -> str:
@@ -106,37 +161,59 @@ def _memory(result: Result) -> str:
 
 
 def print_table(console: Console, rows: list[Row], results: dict[str, Result], targets: list[Target]) -> None:
-    table = Table(title="Nexus gRPC against a grpc.aio echo, measured together")
-    for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if index else "left", no_wrap=index == 0)
-    for row in rows:
-        style = "bold red" if results[row.name].problem else "dim" if row.kind in ("echo", "ort", "envoy") else ""
-        table.add_row(*_cells(row, results[row.name]), style=style)
-    console.print(table)
+    capacity, overload = _apart(rows)
+    if capacity:
+        _print_rows(console, "Nexus gRPC against a grpc.aio echo, measured together", COLUMNS, capacity, results)
+    if overload:
+        _print_rows(console, "Overload: open loop, requests per second", OVERLOAD_COLUMNS, overload, results)
     for row in rows:
         if results[row.name].problem:
             console.print(f"[bold red]{row.name} failed:[/] {escape(results[row.name].problem)}")
-    console.print(STREAM_NOTE, style="dim")
-    console.print(REST_NOTE, style="dim")
-    console.print(LOADING_NOTE, style="dim")
+    notes = (STREAM_NOTE, REST_NOTE, LOADING_NOTE) if capacity else ()
+    for note in (*notes, *((OVERLOAD_NOTE,) if overload else ())):
+        console.print(note, style="dim")
     checks = Table(title="Targets", show_header=False, box=None)
     for target in targets:
         checks.add_row(f"[{VERDICT_STYLES[target.verdict]}]{target.verdict}[/]", target.text, target.measured)
     console.print(checks)
 
 
+def _apart(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows of the first table, and of the one about overload."""
+    return [row for row in rows if not row.is_overload], [row for row in rows if row.is_overload]
+
+
+def _print_rows(
+    console: Console, title: str, columns: tuple[str, ...], rows: list[Row], results: dict[str, Result]
+) -> None:
+    table = Table(title=title)
+    for index, column in enumerate(columns):
+        # The narrowest that breaks no word.
+        width = max(map(len, column.split()))
+        table.add_column(column, justify="right" if index else "left", no_wrap=index == 0, min_width=width)
+    for row in rows:
+        dim = row.kind in ("echo", "ort", "envoy", "unprotected")
+        style = "bold red" if results[row.name].problem else "dim" if dim else ""
+        table.add_row(*_cells(row, results[row.name]), style=style)
+    console.print(table)
+
+
 def markdown(rows: list[Row], results: dict[str, Result], targets: list[Target], facts: Circumstances) -> str:
+    capacity, overload = _apart(rows)
     failed = [f"- **{row.name} failed**: {results[row.name].problem}" for row in rows if results[row.name].problem]
     sections = [
         "# Measured",
         "Written by `make bench`; how to read it: [README.md](README.md).",
         "\n".join(f"- {line}" for line in _machine(facts)),
         f"    {facts.command}",
-        _table(COLUMNS, (_cells(row, results[row.name]) for row in rows)),
+        _table(COLUMNS, (_cells(row, results[row.name]) for row in capacity)),
         *(["\n".join(failed)] if failed else []),
         STREAM_NOTE,
         REST_NOTE,
         LOADING_NOTE,
+        "## Overload",
+        _table(OVERLOAD_COLUMNS, (_cells(row, results[row.name]) for row in overload)),
+        OVERLOAD_NOTE,
         "## Targets",
         _table(("", "target", "measured"), ((target.verdict, target.text, target.measured) for target in targets)),
         "## Notes",

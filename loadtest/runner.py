@@ -8,9 +8,10 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from loadtest import big_model, h2load, payloads, processes, wrk
+from loadtest import big_model, h2load, overload, payloads, processes, wrk
 from loadtest.clients import VerificationError, verify, verify_rest
 from loadtest.h2load import H2loadError
+from loadtest.overload import OverloadError
 from loadtest.payloads import BATCH_ROWS, Expected
 from loadtest.plan import Result, Row, call_of
 from loadtest.processes import Server
@@ -63,6 +64,8 @@ class Runner:
     _expected: dict[int, Expected] = field(default_factory=dict)
     # Requests per second by Row.offered.
     _offered: dict[float, float] = field(default_factory=dict)
+    # What the slow model's worker can do, per second; 0: not measured yet.
+    _capacity: float = 0.0
 
     def __post_init__(self) -> None:
         self._expected = {count: self.reference.expected(count) for count in (1, BATCH_ROWS)}
@@ -88,6 +91,11 @@ class Runner:
             self.say(f"[{position}] {row.name}: {result.idle_cpu_percent:.2f} % of a core")
         elif row.kind == "ort":
             self.say(f"[{position}] {row.name}: {result.rows_per_second:,.0f} rows/s")
+        elif (figures := result.overload) is not None:
+            self.say(
+                f"[{position}] {row.name}: {result.requests_per_second:.0f} of {figures.offered_per_s:.0f}/s in time, "
+                f"p99 {result.p99_us / 1000:.0f} ms; steal {figures.steal_percent:.0f} %"
+            )
         else:
             self.say(
                 f"[{position}] {row.name}: {result.requests_per_second:,.0f} requests/s, p50 {result.p50_us:.0f} µs"
@@ -100,6 +108,8 @@ class Runner:
                 return Result(requests_per_second=rate / BATCH_ROWS, rows_per_second=rate)
             if row.kind in ("rest", "envoy"):
                 return self._rest_load(row)
+            if row.is_overload:
+                return self._overload(row)
             if row.kind == "loading":
                 with big_model.loaded_again_and_again(self.servers["loading"]) as loads:
                     result = self._load(row)
@@ -107,7 +117,7 @@ class Runner:
                     raise RowError("the big model was not loaded once while the row was measured")
                 return result
             return self._idle() if row.kind == "idle" else self._load(row)
-        except (RowError, VerificationError, H2loadError, WrkError, OSError) as error:
+        except (RowError, VerificationError, H2loadError, WrkError, OverloadError, OSError) as error:
             return Result(problem=str(error))
 
     def _idle(self) -> Result:
@@ -163,6 +173,22 @@ class Runner:
         verify_rest(server.origin, call)
         return _result(row, load, cpu_by_role, load.summary.total_count, rss_mib)
 
+    def _overload(self, row: Row) -> Result:
+        server, seconds = self.servers[row.kind], max(self.seconds, overload.SECONDS_MIN)
+        if not row.offered:
+            result = overload.measure(server, seconds, in_flight=row.in_flight)
+            self._capacity = result.good_per_s  # anew in each repeat: the machine drifts
+        else:
+            if not self._capacity:  # that row was left out
+                self._capacity = overload.measure(server, 2.0, in_flight=overload.IN_FLIGHT).good_per_s
+            result = overload.measure(server, seconds, rate=self._capacity * row.offered)
+        return Result(
+            requests_per_second=result.good_per_s,
+            p50_us=result.p50_us,
+            p99_us=result.p99_us,
+            overload=result.figures,
+        )
+
     def _check_codes(self, server: Server, before: dict[str, float], stream_count: int, dropped_max: int = 0) -> None:
         """`dropped_max`: how many the client may have dropped at the end: cancelled, or a call without its message.
         (wrk looks at the status of every answer itself.)"""
@@ -209,19 +235,27 @@ def check_size(data_bytes: int, stream_count: int, answer_bytes: int, slack: flo
 
 
 def combine(rows: list[Row], measured: dict[str, list[Result]]) -> dict[str, Result]:
-    """Medians over the repeats. The ratio is the median of each repeat's own, so that drift cancels out."""
+    """Medians over the repeats. The ratio is the median of each repeat's own, so that drift cancels out; an overload
+    row's is to the best of them."""
     combined = {}
     for row in rows:
         result = _median(measured[row.name])
-        pairs = zip(measured[row.name], measured.get(row.reference, []), strict=False)
         ratios = [
             nexus.requests_per_second / reference.requests_per_second
-            for nexus, reference in pairs
-            if not nexus.problem and not reference.problem
+            for nexus, reference in zip(measured[row.name], _references(row, rows, measured), strict=False)
+            if not nexus.problem and not reference.problem and reference.requests_per_second
         ]
         result.ratio = statistics.median(ratios) if ratios else None
         combined[row.name] = result
     return combined
+
+
+def _references(row: Row, rows: list[Row], measured: dict[str, list[Result]]) -> list[Result]:
+    """What a row is divided by, in each repeat."""
+    if not row.is_overload:
+        return measured.get(row.reference, [])
+    repeats = zip(*(measured[other.name] for other in rows if other.is_overload), strict=True)
+    return [max(repeat, key=lambda result: result.requests_per_second) for repeat in repeats]
 
 
 def _median(results: list[Result]) -> Result:
@@ -250,4 +284,5 @@ def _median(results: list[Result]) -> Result:
         rss_mib=rss,
         spread_percent=100 * (max(rates) - min(rates)) / statistics.median(rates) if any(rates) else 0.0,
         idle_cpu_percent=results[-1].idle_cpu_percent,
+        overload=overload.median([result.overload for result in results if result.overload is not None]),
     )

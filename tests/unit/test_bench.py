@@ -173,7 +173,7 @@ def test_targets() -> None:
         "quiet-50": Result(p99_us=1000.0),
         "loading-50": Result(p99_us=2001.0),
         "overload-capacity": Result(requests_per_second=200.0, ratio=1.0),
-        "overload-3": Result(requests_per_second=168.0, ratio=0.84, p99_us=500_000.0, overload=Figures(*[1.0] * 9)),
+        "overload-3": Result(requests_per_second=168.0, ratio=0.84, p99_us=500_000.0, overload=Figures(*[1.0] * 10)),
         "overload-3-bare": Result(requests_per_second=2.0, ratio=0.01),
         "idle": Result(idle_cpu_percent=0.4),
     }

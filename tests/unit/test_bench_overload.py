@@ -26,7 +26,7 @@ from nexus_grpc.ipc.rich_errors import status_bytes
 from nexus_grpc.pb.inference import grpc_service_pb2 as oip
 
 ROUNDS = 70
-FIGURES = Figures(600.0, 66.0, 0.5, 99.0, 80.0, 20.0, 15.0, 3000.0, 1.0)
+FIGURES = Figures(600.0, 210.0, 66.0, 0.5, 99.0, 80.0, 20.0, 15.0, 3000.0, 1.0)
 
 
 def answer(number: int, rounds: int = ROUNDS) -> bytes:
@@ -132,7 +132,7 @@ def as_json(**changed: Any) -> dict[str, Any]:
 def test_the_summary_is_read() -> None:
     measured = overload.read(as_json(), {"worker": 8.0, "front": 2.0, "supervisor": 0.1})
     assert (measured.good_per_s, measured.p50_us, measured.p99_us) == (20.0, 50_000, 120_000)
-    assert measured.figures == Figures(62.5, 67.0, 1.0, 99.0, 80.0, 20.0, 15.0, 2000, 0.5)
+    assert measured.figures == Figures(62.5, 25.0, 67.0, 1.0, 99.0, 80.0, 20.0, 15.0, 2000, 0.5)
 
 
 def test_a_client_that_could_not_keep_up_spoils_the_row() -> None:
@@ -144,6 +144,17 @@ def test_an_answer_at_all_is_needed() -> None:
     nothing = {"offered": 100, "good": 0, "late": 0, "shed": 100}
     with pytest.raises(overload.OverloadError, match="nothing"):
         overload.read(as_json(counts={str(URGENT): nothing, str(PATIENT): nothing}), {})
+
+
+def test_the_calmest_of_three_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def steals(*percents: float) -> None:
+        left = iter(percents)
+        monkeypatch.setattr(overload, "_measure_once", lambda *_: overload.read(as_json(steal_percent=next(left)), {}))
+
+    for percents, calmest in (((4.0,), 4.0), ((9.0, 5.0), 5.0), ((9.0, 7.0, 8.0), 7.0)):
+        steals(*percents)
+        measured = overload.measure(None, 8.0, rate=600.0)  # type: ignore[arg-type]
+        assert measured.figures.steal_percent == calmest
 
 
 def test_goodput_is_divided_by_the_best_row_of_its_repeat() -> None:
@@ -162,7 +173,7 @@ def test_overload_has_a_table_of_its_own() -> None:
     results = {"echo-1": Result(problem="no"), "overload-3": result}
     facts = report.Circumstances("make bench", 6.0, 3, "1", 0.0, 0.0)
     first, _, rest = report.markdown(rows, results, [], facts).partition("## Overload")
-    line = "| 3 × capacity | 600 | 190 | 3 | 0.95 | 66.0 | 0.5 | 50 | 120 | 99.0 | 80 / 20 / 15 | 3 | 1 |"
+    line = "| 3 × capacity | 600 | 190 | 3 | 0.95 | 210 | 66.0 | 0.5 | 50 | 120 | 99.0 | 80 / 20 / 15 | 3 | 1 |"
     assert line in rest.splitlines()
     assert "3 × capacity" not in first
 
