@@ -13,7 +13,7 @@ class OverloadSettings(BaseModel):
     """What is refused when more is asked than can be served, or when a model fails."""
 
     queue_target_ms: Milliseconds = Field(
-        1000.0,
+        5000.0,
         description="Queueing time of a worker that is put up with, in milliseconds; when it stands above, requests of "
         "the lowest priority are refused first, and requests whose deadline is nearer at once. 0 = never.",
     )

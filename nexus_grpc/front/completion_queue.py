@@ -1,6 +1,6 @@
 """The fast transport: grpcio's own completion queue, driven by one thread.
 
-The only module that uses grpcio's inside.
+With patient_pool.py the only module that uses grpcio's inside.
 
 The stock grpc.server owns the port and serves every cold method with its own machinery. The hot methods are registered
 with its core server; their events come out of the same queue and are handled here, without thread pool, futures or
@@ -15,7 +15,6 @@ import functools
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent import futures
 from typing import Any
 
 import grpc
@@ -32,10 +31,12 @@ from nexus_grpc.front.hot_methods import (
     PATHS,
     REQUEST_ID_KEY,
     STREAMING,
+    check_metadata,
     monotonic_deadline_ns,
     request_id_of,
 )
 from nexus_grpc.front.http_calls import as_hot_request
+from nexus_grpc.front.patient_pool import PatientPool
 from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.streams import Stream
 from nexus_grpc.ipc.errors import InvalidInput, NexusError
@@ -174,7 +175,7 @@ class CompletionQueueServer:
         self,
         dispatcher: Dispatcher,
         ids: RequestIds,
-        thread_pool: futures.ThreadPoolExecutor,
+        pool: PatientPool,
         options: list[tuple[str, Any]],
         stream_window: int,
         core: int,
@@ -182,9 +183,10 @@ class CompletionQueueServer:
         admit: Admit | None = None,
         interceptors: Sequence[grpc.ServerInterceptor] = (),
     ) -> None:
-        stock = _server._Server(thread_pool, (), interceptors, options, None, None, False)
+        stock = _server._Server(pool, (), interceptors, options, None, None, False)
         self._admit = admit
         self.stock: grpc.Server = stock
+        self._pool = pool
         self._state: Any = stock._state
         self._cores = (core, crowded)
         self._dispatcher = dispatcher
@@ -269,6 +271,7 @@ class CompletionQueueServer:
                     event = poll(0)
                 dispatcher.end()
                 event = None
+        self._pool.shutdown()
 
     def _handle(self, tag: Any, kind: type, event: Any) -> bool:
         """The rarer events. False when the server has stopped."""
@@ -305,11 +308,12 @@ class CompletionQueueServer:
         request_id = request_id_of(event.invocation_metadata, self._ids)
         deadline_ns = monotonic_deadline_ns(event.call_details.deadline, now_ns)
         flight = hot.flight(call, hot.method, request_id, deadline_ns, now_ns)
-        if self._admit is not None:
-            try:
+        try:
+            check_metadata(event.invocation_metadata)
+            if self._admit is not None:
                 flight.identity = self._admit(hot.scope, event.invocation_metadata, flight)
-            except NexusError as error:
-                return self._dispatcher.refuse(flight, error)
+        except NexusError as error:
+            return self._dispatcher.refuse(flight, error)
         if hot.streaming:
             self._open_stream(hot, flight, event.invocation_metadata)
         else:

@@ -22,8 +22,10 @@ from nexus_grpc.front.dispatcher import Dispatcher
 from nexus_grpc.front.endings import Endings
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.grpcio_contract import contract_mismatches
+from nexus_grpc.front.hot_methods import METADATA_MAX_BYTES
 from nexus_grpc.front.link import WorkerLink
 from nexus_grpc.front.model_services import ModelsService, SystemService
+from nexus_grpc.front.patient_pool import COLD_THREADS, PatientPool
 from nexus_grpc.front.protection import ProtectionPolicy
 from nexus_grpc.front.public_api import THREADS, public_server
 from nexus_grpc.front.reflection import Health, add_reflection
@@ -43,14 +45,16 @@ from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2, traffic_pb2
 if TYPE_CHECKING:
     from nexus_grpc.settings import Settings
 
-# Threads for the cold methods; health and reflection streams hold one each.
-COLD_THREADS = 24
 # Received by upload.py.
 STREAMED = frozenset({"Upload"})
 KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 STREAMS_PER_CONNECTION = 1024
-METADATA_MAX_BYTES = 32 << 10
+# As Envoy's (global_downstream_max_connections).
+CONNECTIONS_MAX = 10_000
+# By then a client must have acknowledged our settings, which limits hold from: 60 s by default. Envoy's
+# request_headers_timeout is as long.
+SETTINGS_TIMEOUT_MS = 10_000
 LOOKAHEAD_BYTES = 4 << 20
 _CIRCUIT_EVENTS = {
     State.OPEN: "circuit open: the version keeps failing and is left alone for now",
@@ -106,7 +110,7 @@ class Front:
         self._access = FrontAccess(settings, buckets_fd, self._ids, channel, stats, hello.get("envoy_secret", ""))
         self._dispatcher.guard = self._access.guard
         self._stock, self._server = self._build_server()
-        self._health = Health(self._stock)
+        self._health = Health(self._stock, patient=self._server is not self._stock)
         add_reflection(self._stock)
         self._supervised = SupervisedCalls(channel)
         self._add_cold_methods()
@@ -141,11 +145,10 @@ class Front:
             pool = futures.ThreadPoolExecutor(THREADS + COLD_THREADS, thread_name_prefix="call")
             server = public_server(self._dispatcher, ids, pool, self._options(), access.admit, access.interceptors)
             return server, server
-        pool = futures.ThreadPoolExecutor(COLD_THREADS, thread_name_prefix="cold")
         fast = CompletionQueueServer(
             self._dispatcher,
             ids,
-            pool,
+            PatientPool(self._settings.uploads_max),
             self._options(),
             self._settings.stream_window,
             self._core,
@@ -160,7 +163,11 @@ class Front:
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", self._settings.max_message_bytes),
             ("grpc.max_send_message_length", -1),
+            # From the one to the other the core would refuse some, at random.
             ("grpc.max_metadata_size", METADATA_MAX_BYTES),
+            ("grpc.absolute_max_metadata_size", METADATA_MAX_BYTES),
+            ("grpc.http2.settings_timeout", SETTINGS_TIMEOUT_MS),
+            ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
             ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
             # Windows as large as a client may ever need, instead of probing for the right size: each probe is a ping
             # and its answer beside the calls (docs/decisions/0005).

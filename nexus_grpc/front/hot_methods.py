@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable
 
 from nexus_grpc.front.request_ids import RequestIds
+from nexus_grpc.ipc.errors import TooLarge
 from nexus_grpc.ipc.record import REQUEST_ID_MAX_BYTES, Method
 from nexus_grpc.rest.twin import path_of
 
@@ -26,6 +27,9 @@ PATHS = {
 NO_DEADLINE_SECONDS = 1e8
 STREAMING = frozenset({Method.MODEL_STREAM_INFER, Method.PREDICT_STREAM})
 
+# All names and values of a call; the core counts 32 bytes more for each. Envoy passes 24 KiB on, and what it adds.
+METADATA_MAX_BYTES = 32 << 10
+
 REQUEST_ID_KEY = "x-request-id"
 # Tells Envoy the HTTP status of an answer by HttpBody, which is always gRPC OK (envoy/bootstrap.yaml).
 HTTP_STATUS_KEY = "x-nexus-http-status"
@@ -39,6 +43,17 @@ def request_id_of(metadata: Iterable[tuple[str, str | bytes]], ids: RequestIds) 
         if key == REQUEST_ID_KEY and isinstance(value, str) and _WELL_FORMED(value):
             return value.encode()
     return ids.next()
+
+
+def check_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> None:
+    """Raises TooLarge. The core refuses larger metadata by itself, but not before the client has acknowledged the
+    server's settings: until then it takes 16 MiB, and keeps them for as long as the call is open.
+    """
+    size = 0
+    for key, value in metadata:
+        size += len(key) + len(value)
+    if size > METADATA_MAX_BYTES:
+        raise TooLarge(f"the metadata has {size} bytes; expected at most {METADATA_MAX_BYTES}")
 
 
 def monotonic_deadline_ns(deadline: float | None, now_ns: int) -> int:

@@ -84,10 +84,15 @@ def add_reflection(server: grpc.Server) -> None:
 
 
 class Health:
-    """grpc.health.v1 with one service per model; "" is the server."""
+    """grpc.health.v1 with one service per model; "" is the server.
 
-    def __init__(self, server: grpc.Server) -> None:
-        self._servicer = health.HealthServicer()
+    Args:
+        patient: the server sends without waiting for clients (patient_pool.py). Otherwise each Watch has a thread, or
+            one whose client takes nothing would stop all of this.
+    """
+
+    def __init__(self, server: grpc.Server, *, patient: bool) -> None:
+        self._servicer = health.HealthServicer(experimental_non_blocking=patient)
         self._models: set[str] = set()
         self._servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)

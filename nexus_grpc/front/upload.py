@@ -42,13 +42,15 @@ from nexus_grpc.ipc.wire import json_body
 from nexus_grpc.pb.nexus.v1.models_pb2 import UploadHeader, UploadRequest, UploadResponse
 from nexus_grpc.repository import check_model_name
 from nexus_grpc.rest.errors import error_body, http_status
-from nexus_grpc.rest.twin import SERVICE
+from nexus_grpc.rest.twin import SERVICE, path_of
 from nexus_grpc.staging import StagedFile
 
 if TYPE_CHECKING:
     from nexus_grpc.settings import Settings
 
+MODELS_SERVICE = "nexus.v1.Models"
 METHOD, TWIN = "Upload", "ModelsUpload"
+PATHS: frozenset[str] = frozenset((f"/{MODELS_SERVICE}/{METHOD}", path_of(TWIN)))
 OPERATION = "Models.Upload"
 CHUNK_BYTES_MAX = 4 << 20
 # What a form has around its file.
@@ -329,6 +331,6 @@ def upload_handlers(
         uploads.by_form, httpbody_pb2.HttpBody.FromString
     )
     return (
-        grpc.method_handlers_generic_handler("nexus.v1.Models", {METHOD: by_grpc}),
+        grpc.method_handlers_generic_handler(MODELS_SERVICE, {METHOD: by_grpc}),
         grpc.method_handlers_generic_handler(SERVICE, {TWIN: by_form}),
     )

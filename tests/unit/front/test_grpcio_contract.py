@@ -1,5 +1,6 @@
 """What the fast transport relies on of grpcio's inside: that it is there, and that its absence is noticed."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -49,6 +50,45 @@ def test_a_missing_server_function_is_reported(name: str, monkeypatch: pytest.Mo
     monkeypatch.delattr(grpcio_contract.server, name)
     [line] = contract_mismatches()
     assert name in line
+
+
+@pytest.mark.parametrize("name", grpcio_contract._SERVER_NAMES)
+def test_a_missing_server_name_is_reported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(grpcio_contract.server, name)
+    assert f"grpc._server has no {name}" in contract_mismatches()
+
+
+@pytest.mark.parametrize("name", grpcio_contract._STATE_NAMES)
+def test_a_missing_part_of_a_calls_state_is_reported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without() -> Any:
+        state = made()
+        del state.__dict__[name]
+        return state
+
+    made = grpcio_contract.server._RPCState
+    monkeypatch.setattr(grpcio_contract.server, "_RPCState", without)
+    assert f"grpc._server._RPCState has no {name}" in contract_mismatches()
+
+
+@pytest.mark.parametrize("name", sorted(grpcio_contract._SUBMITTING))
+def test_calls_that_are_submitted_otherwise_are_reported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_an_event(event: Any, state: Any, handler: Any, pool: Any) -> None:
+        handle(event, state, handler, SimpleNamespace(submit=lambda *work: pool.submit(*work[:2], None, *work[3:])))
+
+    handle = getattr(grpcio_contract.server, name)
+    monkeypatch.setattr(grpcio_contract.server, name, without_an_event)
+    assert contract_mismatches() == [f"grpc._server.{name} submits something else"]
+    monkeypatch.setattr(grpcio_contract.server, name, lambda *_: None)
+    [line] = contract_mismatches()
+    assert "cannot submit" in line
+
+
+def test_another_wait_for_the_message_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unary(rpc_event: Any, state: Any, request_deserializer: Any) -> Any:
+        return lambda: None
+
+    monkeypatch.setattr(grpcio_contract.server, "_unary_request", unary)
+    assert len(contract_mismatches()) == 2
 
 
 def test_another_constructor_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

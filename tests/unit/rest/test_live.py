@@ -119,6 +119,13 @@ def test_request_ids_and_traces(rest_port: int, envoy_log: Path) -> None:
     assert logged["mine"]["traceparent"] == trace
 
 
+@pytest.mark.parametrize("header", [{"x_a_bin": "a"}, {"grpc_encoding": ""}, {"grpc_timeout": "soon"}])
+def test_headers_that_grpc_cannot_read_are_the_clients_mistake(rest_port: int, header: dict[str, str]) -> None:
+    answer = post(rest_port, "/predict", b"{}", **header)
+    assert_error(answer, 400)
+    assert answer.json["error"]["code"] == "INVALID_ARGUMENT"
+
+
 @pytest.mark.parametrize("path", ["/nothing", "/predict/", "//predict", "/predict/x", "/v2/models//infer", "/PREDICT"])
 def test_unknown_paths(rest_port: int, path: str) -> None:
     assert_error(post(rest_port, path, b"{}"), 404)
