@@ -151,7 +151,8 @@ class Dispatcher:
             link = links[0] if len(links) == 1 else route.pick()
             if link is None:
                 return self._wait_for_worker(flight)
-            if len(link.flights) >= link.admission.pass_below:
+            admission = link.admission
+            if len(link.flights) >= (admission.pass_below if flight.deadline_ns else admission.free_below):
                 link = admitting(flight, link, links)
             if len(flight.message) > link.message_inline_max:
                 self._large.admit(flight)

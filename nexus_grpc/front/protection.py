@@ -75,17 +75,23 @@ def priority_of(flight: Flight) -> int:
 def admitting(flight: Flight, first: WorkerLink, links: Sequence[WorkerLink]) -> WorkerLink:
     """The worker that takes one more: `first`, or another where that would not be in time. Raises Overloaded."""
     priority, now_ns = priority_of(flight), time.monotonic_ns()
-    refusal: Overloaded | None = None
-    for link in (first, *[other for other in links if other is not first]):
-        admission, flights = link.admission, link.flights
-        oldest_ns = next(iter(flights.values())).arrived_ns if flights else 0
-        verdict = admission.verdict(priority, len(flights), oldest_ns, flight.deadline_ns, now_ns)
-        if verdict == ADMITTED:
+    verdict = _verdict(flight, first, priority, now_ns)
+    if verdict == ADMITTED:
+        return first
+    for link in links:
+        if link is not first and _verdict(flight, link, priority, now_ns) == ADMITTED:
             return link
-        if refusal is None:
-            refusal = overloaded(verdict, admission.expected_ns(len(flights), oldest_ns, now_ns))
-    assert refusal is not None
-    raise refusal
+    raise overloaded(verdict, first.admission.expected_ns(len(first.flights), _oldest_ns(first), now_ns))
+
+
+def _verdict(flight: Flight, link: WorkerLink, priority: int, now_ns: int) -> int:
+    return link.admission.verdict(priority, len(link.flights), _oldest_ns(link), flight.deadline_ns, now_ns)
+
+
+def _oldest_ns(link: WorkerLink) -> int:
+    for flight in link.flights.values():
+        return flight.arrived_ns
+    return 0
 
 
 def at_ceiling(name: str, ceiling: Ceiling) -> Overloaded:

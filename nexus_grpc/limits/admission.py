@@ -42,6 +42,9 @@ CALM_INTERVALS = 5
 DOUBT = 1 / 8
 # A delay below this is nobody's deadline.
 NEGLIGIBLE_NS = 1_000_000
+# A queue that is shorter than this part of the target does not stand: nothing needs to be known of requests without a
+# deadline.
+FREE = 8
 ADMITTED, SHED, TOO_LATE = 0, 1, 2
 
 
@@ -54,24 +57,26 @@ class Admission:
 
     Attributes:
         pass_below: with fewer requests in flight than this, `verdict` need not be asked.
+        free_below: the same for requests without a deadline.
         level: 0 = nothing is shed, 10 = everything may be.
         spacing_ns: smoothed time between two answers while there is work; 0 = not known yet.
         shed_count, late_count: requests refused so far.
     """
 
     __slots__ = (
-        "_answered_ns", "_calm", "_expected_ns", "_grown", "_interval_ns", "_lowest_ns", "_needed", "_next_ns",
-        "_offered", "_round_ns", "_started", "_target_ns", "late_count", "level", "pass_below", "shed_count",
-        "spacing_ns",
+        "_answered_ns", "_calm", "_expected_ns", "_free_ns", "_grown", "_interval_ns", "_lowest_ns", "_needed",
+        "_next_ns", "_offered", "_round_ns", "_started", "_target_ns", "free_below", "late_count", "level",
+        "pass_below", "shed_count", "spacing_ns",
     )  # fmt: skip
 
     def __init__(self, target_ns: int, interval_ns: int = INTERVAL_NS) -> None:
         self.level = 0
-        self.pass_below = 1 if target_ns else 1 << 62
+        self.pass_below = self.free_below = 1 if target_ns else 1 << 62
         self.spacing_ns = 0.0
         self.shed_count = self.late_count = 0
         self._target_ns = target_ns
         self._interval_ns = interval_ns
+        self._free_ns = max(NEGLIGIBLE_NS, target_ns // FREE)
         # Smoothed time from one lot of answers to the next: what a batch takes.
         self._round_ns = 0.0
         # Of the interval that ends at next_ns: the shortest time from arrival to answer, and whether there was one;
@@ -152,6 +157,8 @@ class Admission:
                 self._round_ns += (since_ns - self._round_ns) * WEIGHT
                 if self.spacing_ns * self.pass_below > 2 * NEGLIGIBLE_NS:
                     self.pass_below = 1
+                if self.spacing_ns * self.free_below > 2 * self._free_ns:
+                    self.free_below = 1
             else:
                 self.spacing_ns, self._round_ns = sample_ns, float(since_ns)
         if not self._started or total_ns < self._lowest_ns:
@@ -176,7 +183,9 @@ class Admission:
         self._offered = [0] * PRIORITIES
         spacing_ns = self.spacing_ns
         self._next_ns = now_ns + max(self._interval_ns, int(SERVICES_JUDGED * spacing_ns))
-        self.pass_below = max(1, int(NEGLIGIBLE_NS / spacing_ns)) if spacing_ns and not self.level else 1
+        known = bool(spacing_ns) and not self.level
+        self.pass_below = max(1, int(NEGLIGIBLE_NS / spacing_ns)) if known else 1
+        self.free_below = max(1, int(self._free_ns / spacing_ns)) if known else 1
 
     def _raised(self) -> int:
         """One more of the priorities that were asked for may be shed."""

@@ -175,9 +175,11 @@ class Simulation:
 
     def _arrive(self, now_ns: int, priority: int) -> None:
         in_flight = len(self.queue) + len(self.running)
-        if in_flight >= self.admission.pass_below:
+        admission = self.admission
+        if in_flight >= (admission.pass_below if self.deadline_ns else admission.free_below):
             oldest_ns = self.running[0][0] if self.running else self.queue[0][0] if self.queue else 0
-            verdict = self.admission.verdict(priority, in_flight, oldest_ns, now_ns + self.deadline_ns, now_ns)
+            deadline_ns = now_ns + self.deadline_ns if self.deadline_ns else 0
+            verdict = self.admission.verdict(priority, in_flight, oldest_ns, deadline_ns, now_ns)
             self.verdicts[priority, verdict] += 1
             if verdict != ADMITTED:
                 return
@@ -290,11 +292,11 @@ def test_a_worker_that_became_slow_is_looked_at_again() -> None:
         now_ns += 2 * MS // 100
         admission.answered(2 * MS // 100, 1, now_ns)
     admission.verdict(5, 1, now_ns, 0, now_ns)
-    assert admission.pass_below == 50
+    assert (admission.pass_below, admission.free_below) == (50, 625)
     for _ in range(3):
         now_ns += 50 * MS
         admission.answered(50 * MS, 1, now_ns)
-    assert admission.pass_below == 1
+    assert (admission.pass_below, admission.free_below) == (1, 1)
 
 
 def test_no_target_no_admission_control() -> None:
@@ -302,4 +304,4 @@ def test_no_target_no_admission_control() -> None:
     for step in range(1000):
         admission.answered(10 * SECOND_NS, 1, NOW + step * SECOND_NS)
         assert admission.verdict(9, 1000, NOW, NOW + step * SECOND_NS + 1, NOW + step * SECOND_NS) == ADMITTED
-    assert admission.pass_below > 1 << 40
+    assert min(admission.pass_below, admission.free_below) > 1 << 40
