@@ -45,7 +45,9 @@ def options_command(
     config = typer.Option("--config", metavar="FILE", help=f"TOML file with settings. ({CONFIG_VARIABLE})")
     parameters = [_parameter(name, kind, option) for name, (kind, option) in (own or {}).items()]
     parameters.append(_parameter("config", str, config))
-    parameters += [_setting_parameter(name, field) for name, field in Settings.model_fields.items()]
+    # What most people look for first: not what comes from the base classes.
+    names = sorted(Settings.model_fields, key=lambda name: name not in Settings.__annotations__)
+    parameters += [_setting_parameter(name, Settings.model_fields[name]) for name in names]
     # Typer reads a function's signature: this one has the settings for parameters.
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = (
