@@ -51,7 +51,7 @@ def client(server: Server) -> Iterator[Client]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What tests measured (record_property), as nobody sees what passing tests print."""
     reports = [each for kind in ("passed", "") for each in terminalreporter.stats.get(kind, ())]
-    measured = {report.nodeid: report.user_properties for report in reports if report.user_properties}
+    measured = {report.nodeid: report.user_properties for report in reports if getattr(report, "user_properties", ())}
     if measured:
         terminalreporter.section("measured")
     for nodeid, properties in measured.items():
