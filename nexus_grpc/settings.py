@@ -248,7 +248,7 @@ class Settings(AccessSettings, OverloadSettings, BaseSettings):
 
     @classmethod
     def restore(cls, text: str) -> Self:
-        """Rebuilds settings from `model_dump_json`, in a child process: neither environment nor files are read.
+        """Settings from a `model_dump_json`: neither environment nor files are read, so "{}" gives the defaults.
 
         Raises:
             ConfigurationError: the text is not such a dump.

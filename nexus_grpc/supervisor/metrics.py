@@ -29,7 +29,7 @@ from nexus_grpc.ipc.stats import (
     read_worker,
 )
 from nexus_grpc.rest.errors import http_status
-from nexus_grpc.supervisor.protection_metrics import circuit_families, refusal_families
+from nexus_grpc.supervisor.circuit_metrics import circuit_families
 from nexus_grpc.supervisor.variant_metrics import Variant, add_latency, shadow_families, variant_families
 
 # Method → the route's template, for labels.
@@ -94,6 +94,11 @@ _FRONT_COUNTERS: tuple[tuple[str, str, Callable[[FrontSnapshot], int]], ...] = (
     ("nexus_redispatched", "Requests sent to another worker after theirs died.", attrgetter("redispatched")),
     ("nexus_poisoned", "Requests given up with INTERNAL because they ended two workers.", attrgetter("poisoned")),
     ("nexus_ring_full", "Requests refused with RESOURCE_EXHAUSTED: no room in any ring.", attrgetter("ring_full")),
+    (
+        "nexus_fallbacks",
+        "Requests that a fallback version answered, as the one that should have keeps failing.",
+        attrgetter("fallbacks"),
+    ),
     ("nexus_cancelled", "Requests whose client went away before the answer.", attrgetter("cancelled")),
     ("nexus_deadline_passed", "Requests whose deadline passed before the answer.", attrgetter("deadline_passed")),
     (
@@ -114,6 +119,8 @@ _REDIS_COUNTERS: tuple[tuple[str, str, Callable[[FrontSnapshot], int]], ...] = (
         attrgetter("local_decisions"),
     ),
 )
+# Fields of a FrontSnapshot.
+_REFUSALS = ("load_shed", "deadline_too_short", "concurrency_limit", "circuit_open", "rate_limited")
 _FRONT_GAUGES: tuple[tuple[str, str, Callable[[FrontSnapshot], int]], ...] = (
     ("nexus_in_flight", "Requests accepted and not yet answered.", attrgetter("in_flight")),
     ("nexus_streams_open", "Bidirectional streams open now.", attrgetter("streams_open")),
@@ -260,7 +267,17 @@ def _front_families(sources: MetricsSources) -> Iterator[Metric]:
     fronts = [(str(index), read_front(page)) for index, page in sources.pages(Role.FRONT)]
     for name, text, read in _FRONT_COUNTERS:
         yield _family(CounterMetricFamily(name, text, labels=("front",)), _sum(((i,), read(s)) for i, s in fronts))
-    yield from refusal_families(fronts)
+    refused = (((i, reason), getattr(s, reason)) for i, s in fronts for reason in _REFUSALS)
+    yield _family(
+        CounterMetricFamily(
+            "nexus_refused",
+            "Requests refused at once: load_shed and deadline_too_short by queueing time, concurrency_limit by the "
+            "model's ceiling, circuit_open while its version keeps failing, rate_limited by a caller's or a model's "
+            "rate.",
+            labels=("front", "reason"),
+        ),
+        _sum(refused),
+    )
     for name, text, read in _FRONT_GAUGES:
         yield _family(GaugeMetricFamily(name, text, labels=("front",)), _sum(((i,), read(s)) for i, s in fronts))
     yield from _redis_families([(index, snapshot) for index, snapshot in fronts if snapshot.redis])
