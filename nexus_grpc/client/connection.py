@@ -19,6 +19,8 @@ from nexus_grpc.client.retry_budget import RetryBudget
 Channel = TypeVar("Channel")
 # The server's own default for both directions.
 MAX_MESSAGE_BYTES = 64 << 20
+# A busy server may take a moment over its first frame; a host that does not answer at all is given up after this.
+CONNECT_MS = 5_000
 Pem = bytes | str | os.PathLike[str]
 # Sent with every attempt: fixed, or asked for each time, as tokens expire.
 MetadataSource = Mapping[str, str] | Callable[[], Mapping[str, str]]
@@ -164,8 +166,9 @@ def channel_options(
         ("grpc.enable_retries", 0),
         # By default a connection that failed is not tried again for a second, longer than our first waits.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2000),
+        # In spite of its name: how long a connection may take to be made, until the server's first frame.
+        ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
     ]
     if keepalive_s != math.inf:
         options += [("grpc.keepalive_time_ms", round(keepalive_s * 1000)), ("grpc.keepalive_timeout_ms", 20_000)]

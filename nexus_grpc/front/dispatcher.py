@@ -378,8 +378,9 @@ class Dispatcher:
             return self.refuse(flight, error)
         link = route.pick()
         if link is None:
-            self._wait_for_worker(flight)
-        elif not link.send_nowait(flight):
+            return self._wait_for_worker(flight)
+        link.admission.resumed(time.monotonic_ns())
+        if not link.send_nowait(flight):
             self.refuse(flight, _overloaded(route))
 
     def _wait_for_worker(self, flight: Flight) -> None:

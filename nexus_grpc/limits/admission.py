@@ -65,8 +65,8 @@ class Admission:
 
     __slots__ = (
         "_answered_ns", "_calm", "_expected_ns", "_free_ns", "_grown", "_interval_ns", "_lowest_ns", "_needed",
-        "_next_ns", "_offered", "_round_ns", "_started", "_target_ns", "free_below", "late_count", "level",
-        "pass_below", "shed_count", "spacing_ns",
+        "_next_ns", "_offered", "_resumed_ns", "_round_ns", "_started", "_target_ns", "free_below", "late_count",
+        "level", "pass_below", "shed_count", "spacing_ns",
     )  # fmt: skip
 
     def __init__(self, target_ns: int, interval_ns: int = INTERVAL_NS) -> None:
@@ -91,8 +91,9 @@ class Admission:
         self._calm = 0
         # Intervals in a row in which a standing queue did not shrink.
         self._grown = 0
-        # When the last answers came.
+        # When the last answers came, and when the last of those that had waited elsewhere.
         self._answered_ns = 0
+        self._resumed_ns = 0
 
     def expected_ns(self, in_flight: int, oldest_ns: int, now_ns: int) -> float:
         """The delay that a request would meet that comes after so many others, the first of which came at oldest_ns."""
@@ -143,10 +144,16 @@ class Admission:
                 return SHED
         return ADMITTED
 
+    def resumed(self, now_ns: int) -> None:
+        """A request comes that had arrived earlier, and waited for a worker that died, or for one to come back: what
+        that took is not this worker's slowness."""
+        self._answered_ns = self._resumed_ns = now_ns
+
     def answered(self, total_ns: int, count: int, now_ns: int) -> None:
         """`count` answers came at once; the quickest of them took `total_ns` from its arrival."""
         if not self._target_ns:
             return
+        total_ns = min(total_ns, now_ns - self._resumed_ns)
         # What was answered came while the worker had nothing to do, if it took less long than the last answer is ago.
         since_ns = min(now_ns - self._answered_ns, total_ns)
         self._answered_ns = now_ns

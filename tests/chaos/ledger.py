@@ -28,7 +28,6 @@ _OPTIONS = [
     # Each channel its own connection, and soon back after a server's restart.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 300),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),

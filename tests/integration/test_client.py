@@ -5,7 +5,9 @@ import concurrent.futures
 import os
 import pathlib
 import queue
+import selectors
 import signal
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -365,6 +367,33 @@ def wait_for(condition: Any, seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
+
+
+def relay_after(seconds: float, listener: socket.socket, address: str) -> None:
+    """Takes one connection, leaves it alone for so long, and is a wire to `address` from then on."""
+    near, _ = listener.accept()
+    time.sleep(seconds)
+    host, port = address.rsplit(":", 1)
+    far = socket.create_connection((host, int(port)))
+    ends = {near: far, far: near}
+    with near, far, selectors.DefaultSelector() as selector:
+        for end in ends:
+            selector.register(end, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                assert isinstance(key.fileobj, socket.socket)
+                content = key.fileobj.recv(1 << 16)
+                if not content:
+                    return
+                ends[key.fileobj].sendall(content)
+
+
+def test_a_server_that_takes_its_time_to_greet(server: Server) -> None:
+    """A busy machine: the connection stands, the first frame comes a second later. One attempt is enough."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=relay_after, args=(1.0, listener, server.address), daemon=True).start()
+        with Client(f"127.0.0.1:{listener.getsockname()[1]}", retry=Retry(attempts=1)) as client:
+            assert client.predict("iris", IRIS_ROW).model == "iris"
 
 
 def test_a_server_that_goes_away(tmp_path: pathlib.Path, repository: pathlib.Path) -> None:

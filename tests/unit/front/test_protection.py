@@ -264,6 +264,51 @@ def test_a_deadline_that_the_queue_does_not_leave_is_refused_at_once() -> None:
     assert read_front(front.page).deadline_too_short == 1
 
 
+def submit_earlier(front: Front, count: int) -> None:
+    """Requests that came a minute ago."""
+    for _ in range(count):
+        front.dispatcher.submit(RecordedFlight(MESSAGE, 0, time.monotonic_ns() - 60 * SECOND_NS))
+
+
+def answer_one_by_one(front: Front, pair: Pair) -> None:
+    for sequence in pair.sequences():
+        pair.reply(sequence, b"")
+        front.turn()
+
+
+def assert_taken(front: Front, count: int) -> None:
+    """So many requests at once are, that allow ten seconds."""
+    flights = [front.submit(deadline_ns=time.monotonic_ns() + 10 * SECOND_NS) for _ in range(count)]
+    assert [reason_of(flight) for flight in flights if flight.code is not None] == []
+
+
+def test_what_waited_for_a_dead_worker_says_nothing_of_the_next() -> None:
+    front = Front(policy=ProtectionPolicy(target_ns=SECOND_NS), in_flight_max=100)
+    front.attach()
+    submit_earlier(front, 4)
+    front.dispatcher.worker_down(0, 0)
+    pair = front.attach(generation=1)
+    assert_taken(front, 4)
+    answer_one_by_one(front, pair)
+    assert_taken(front, 20)
+    assert pair.front.admission.level == 0
+
+
+def test_a_worker_that_had_nothing_to_do_takes_over_for_another() -> None:
+    front = Front(workers=2, policy=ProtectionPolicy(target_ns=SECOND_NS), in_flight_max=100)
+    front.attach(0)
+    other = front.attach(1)
+    for _ in range(8):
+        front.submit()
+    answer_one_by_one(front, other)
+    other.front.admission._answered_ns -= 60 * SECOND_NS
+    for flight in front.dispatcher._links[0].flights.values():
+        flight.arrived_ns -= 60 * SECOND_NS
+    front.dispatcher.worker_down(0, 0)
+    answer_one_by_one(front, other)
+    assert_taken(front, 20)
+
+
 def test_a_standing_queue_sheds_the_least_urgent() -> None:
     """A worker that answers one request in 10 ms and gets two."""
     front = Front(policy=ProtectionPolicy(target_ns=SECOND_NS // 50), in_flight_max=1000)
