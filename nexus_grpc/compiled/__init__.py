@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED = "nexus_compiled__mypyc"
 MODULES = (
     *(f"nexus_grpc.access.{name}" for name in ("authenticator", "call", "gate")),
-    *(f"nexus_grpc.limits.{name}" for name in ("admission", "buckets", "circuit", "limiter")),
+    *(f"nexus_grpc.limits.{name}" for name in ("admission", "backlog", "buckets", "circuit", "limiter")),
     *(f"nexus_grpc.ipc.{name}" for name in ("ends", "ring", "stats", "wire")),
     *(
         f"nexus_grpc.front.{name}"

@@ -152,7 +152,7 @@ class Dispatcher:
             if link is None:
                 return self._wait_for_worker(flight)
             admission = link.admission
-            if len(link.flights) >= (admission.pass_below if flight.deadline_ns else admission.free_below):
+            if admission.backlog.total_ns >= (admission.pass_ns if flight.deadline_ns else admission.free_ns):
                 link = admitting(flight, link, links)
             if len(flight.message) > link.message_inline_max:
                 self._large.admit(flight)
@@ -189,7 +189,8 @@ class Dispatcher:
     def cancel(self, flight: Flight) -> None:
         """The client went away."""
         link = flight.link
-        if isinstance(link, WorkerLink) and link.flights.pop(flight.sequence, None) is flight:
+        if isinstance(link, WorkerLink) and link.flights.get(flight.sequence) is flight:
+            link.take(flight.sequence)
             link.mark_cancelled(flight.sequence)
         elif not self._waiting.leave(flight):
             return
@@ -222,17 +223,16 @@ class Dispatcher:
             return 1
         self._lingering.answered()
         now_ns, ended = time.monotonic_ns(), self._endings.waiting
-        take_flight = link.flights.pop
-        newest_ns = answered = 0
+        newest_ns = answered = slot = 0
         for (_, code, flags, message_length, sequence), payload in records:
-            flight = take_flight(sequence, None)
+            flight = link.take(sequence)
             if flight is None:
                 self._stats.count(FrontWord.LATE_REPLIES)
                 self._drop_late(link, sequence, flags)
                 continue
             answered += 1
             if flight.arrived_ns > newest_ns:
-                newest_ns = flight.arrived_ns
+                newest_ns, slot = flight.arrived_ns, flight.slot
             if code == 0 and not flags:
                 flight.succeed(payload)
                 if flight.oversize_bytes:
@@ -241,7 +241,7 @@ class Dispatcher:
             else:
                 self._finish_odd(link, flight, code, flags, payload, message_length)
         if answered:
-            link.admission.answered(now_ns - newest_ns, answered, now_ns)
+            link.admission.answered(slot, now_ns - newest_ns, answered, now_ns)
         if len(ended) >= SETTLE_EVERY:
             self._endings.settle()
         return len(records)
@@ -304,7 +304,7 @@ class Dispatcher:
         self._large.trim()
 
     def _expire(self, link: WorkerLink, flight: Flight) -> None:
-        del link.flights[flight.sequence]
+        link.take(flight.sequence)
         link.mark_cancelled(flight.sequence)
         self._stats.count(FrontWord.DEADLINE_PASSED)
         self.refuse(flight, DeadlinePassed("the deadline passed before the model answered"))

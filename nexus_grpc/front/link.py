@@ -95,8 +95,16 @@ class WorkerLink:
         payload[start : start + length] = content
         flight.link = self
         flights[sequence] = flight
+        self.admission.backlog.sent(flight.slot, flight.arrived_ns)
         ring.publish_and_wake()
         return True
+
+    def take(self, sequence: int) -> Flight | None:
+        """The request of this sequence, which is no longer the worker's; None when it is not, or no more."""
+        flight = self.flights.pop(sequence, None)
+        if flight is not None:
+            self.admission.backlog.gone(flight.slot)
+        return flight
 
     def _hand_over(self, request_id: bytes, message: bytes) -> bool:
         """Send a large message ahead of its record, if there is room for the record."""

@@ -81,11 +81,11 @@ def admitting(flight: Flight, first: WorkerLink, links: Sequence[WorkerLink]) ->
     for link in links:
         if link is not first and _verdict(flight, link, priority, now_ns) == ADMITTED:
             return link
-    raise overloaded(verdict, first.admission.expected_ns(len(first.flights), _oldest_ns(first), now_ns))
+    raise overloaded(verdict, first.admission.expected_ns(_oldest_ns(first), now_ns))
 
 
 def _verdict(flight: Flight, link: WorkerLink, priority: int, now_ns: int) -> int:
-    return link.admission.verdict(priority, len(link.flights), _oldest_ns(link), flight.deadline_ns, now_ns)
+    return link.admission.verdict(priority, flight.slot, _oldest_ns(link), flight.deadline_ns, now_ns)
 
 
 def _oldest_ns(link: WorkerLink) -> int:

@@ -9,7 +9,7 @@ worker never runs dry: shedding holds the queue there instead of switching traff
 when the queue stands nevertheless, the next one joins, and those below it get in only where it leaves the queue empty.
 
 Apart from that, a request whose deadline is nearer than the delay that it would meet is refused at once, instead of
-being late later. That delay is estimated: requests in flight times the smoothed time between two answers.
+being late later. That delay is estimated: the worker's requests, by what such ones took lately (backlog.py).
 
 Use one for each worker link: the worker has one thread, so what is in flight there is one queue. Pure: time is an
 argument; one thread at a time.
@@ -19,12 +19,11 @@ the local minimum; a target below a few service times makes no sense); B. Maurer
 """
 
 from nexus_grpc.ipc.errors import Overloaded
+from nexus_grpc.limits.backlog import WEIGHT, Backlog
 from nexus_grpc.limits.buckets import SECOND_NS
 
 INTERVAL_NS = SECOND_NS // 10
 PRIORITIES = 10
-# What a new sample counts (TCP's smoothed round-trip time: RFC 6298, alpha = 1/8).
-WEIGHT = 1 / 8
 # The target is at least so many service times (RFC 8289, section 4.4: never below the time of one packet): two may
 # wait while one is served before anything is shed, and the three of them do not count as a standing queue.
 SERVICES_MIN = 4
@@ -45,6 +44,9 @@ NEGLIGIBLE_NS = 1_000_000
 # A queue that is shorter than this part of the target does not stand: nothing needs to be known of requests without a
 # deadline.
 FREE = 8
+# Shorter than any queue that is not empty.
+EMPTY_NS = 1.0
+NEVER_NS = 1e18
 ADMITTED, SHED, TOO_LATE = 0, 1, 2
 
 
@@ -56,29 +58,28 @@ class Admission:
         interval_ns: how long it must stay above the target.
 
     Attributes:
-        pass_below: with fewer requests in flight than this, `verdict` need not be asked.
-        free_below: the same for requests without a deadline.
+        backlog: what the worker has; whoever sends it a request, or takes one from it, keeps it.
+        pass_ns: with a shorter backlog than this, `verdict` need not be asked.
+        free_ns: the same for requests without a deadline.
         level: 0 = nothing is shed, 10 = everything may be.
-        spacing_ns: smoothed time between two answers while there is work; 0 = not known yet.
+        spacing_ns: smoothed time between two answers while there is work, whatever they answer; 0 = not known yet.
         shed_count, late_count: requests refused so far.
     """
 
     __slots__ = (
-        "_answered_ns", "_calm", "_expected_ns", "_free_ns", "_grown", "_interval_ns", "_lowest_ns", "_needed",
-        "_next_ns", "_offered", "_resumed_ns", "_round_ns", "_started", "_target_ns", "free_below", "late_count",
-        "level", "pass_below", "shed_count", "spacing_ns",
+        "_answered_ns", "_calm", "_expected_ns", "_grown", "_interval_ns", "_lowest_ns", "_needed", "_next_ns",
+        "_offered", "_resumed_ns", "_started", "_target_ns", "backlog", "free_ns", "late_count", "level", "pass_ns",
+        "shed_count", "spacing_ns",
     )  # fmt: skip
 
     def __init__(self, target_ns: int, interval_ns: int = INTERVAL_NS) -> None:
         self.level = 0
-        self.pass_below = self.free_below = 1 if target_ns else 1 << 62
+        self.backlog = Backlog()
+        self.pass_ns = self.free_ns = NEVER_NS
         self.spacing_ns = 0.0
         self.shed_count = self.late_count = 0
         self._target_ns = target_ns
         self._interval_ns = interval_ns
-        self._free_ns = max(NEGLIGIBLE_NS, target_ns // FREE)
-        # Smoothed time from one lot of answers to the next: what a batch takes.
-        self._round_ns = 0.0
         # Of the interval that ends at next_ns: the shortest time from arrival to answer, and whether there was one;
         # how many requests came of each priority. At its beginning: the expected delay.
         self._next_ns = 0
@@ -94,36 +95,36 @@ class Admission:
         # When the last answers came, and when the last of those that had waited elsewhere.
         self._answered_ns = 0
         self._resumed_ns = 0
+        self._ask_from_now_on()
 
-    def expected_ns(self, in_flight: int, oldest_ns: int, now_ns: int) -> float:
-        """The delay that a request would meet that comes after so many others, the first of which came at oldest_ns."""
-        if not in_flight or not self.spacing_ns:
+    def expected_ns(self, oldest_ns: int, now_ns: int) -> float:
+        """The delay that a request would meet that comes now.
+
+        Args:
+            oldest_ns: when the oldest of the worker's requests arrived; anything where there is none.
+        """
+        if not self.backlog.count:
             return 0.0
         # A worker is at least as slow as it has been silent over its work.
-        silent_ns = now_ns - max(self._answered_ns, oldest_ns)
-        return max(in_flight * self.spacing_ns, float(silent_ns))
+        silent_ns = float(now_ns - max(self._answered_ns, oldest_ns))
+        return max(self.backlog.total_ns, silent_ns)
 
-    def verdict(self, priority: int, in_flight: int, oldest_ns: int, deadline_ns: int, now_ns: int) -> int:
+    def verdict(self, priority: int, slot: int, oldest_ns: int, deadline_ns: int, now_ns: int) -> int:
         """ADMITTED, SHED or TOO_LATE, for a request that comes now.
 
         Args:
             priority: 0 (shed last) to 9 (first).
-            in_flight: requests that the worker has and has not answered.
-            oldest_ns: when the oldest of them arrived; anything where there is none.
+            slot: of the model version.
+            oldest_ns: see `expected_ns`.
             deadline_ns: of this one; 0 = none.
         """
         if not self._target_ns:
             return ADMITTED
-        # expected_ns(), written out: this runs for every request of a busy worker.
-        expected_ns = in_flight * self.spacing_ns
-        if in_flight and expected_ns:
-            answered_ns = self._answered_ns
-            silent_ns = now_ns - (answered_ns if answered_ns > oldest_ns else oldest_ns)
-            if silent_ns > expected_ns:
-                expected_ns = float(silent_ns)
-            if deadline_ns and now_ns + expected_ns * (1 + DOUBT) + self._round_ns > deadline_ns:
-                self.late_count += 1
-                return self._counted(priority, expected_ns, now_ns, TOO_LATE)
+        expected_ns = self.expected_ns(oldest_ns, now_ns)
+        done_ns = now_ns + expected_ns * (1 + DOUBT) + self.backlog.lot_ns(slot)
+        if expected_ns and 0 < deadline_ns < done_ns:
+            self.late_count += 1
+            return self._counted(priority, expected_ns, now_ns, TOO_LATE)
         if not self.level:
             return self._counted(priority, expected_ns, now_ns, ADMITTED)
         return self._counted(priority, expected_ns, now_ns, self._shed(priority, expected_ns))
@@ -149,8 +150,9 @@ class Admission:
         that took is not this worker's slowness."""
         self._answered_ns = self._resumed_ns = now_ns
 
-    def answered(self, total_ns: int, count: int, now_ns: int) -> None:
-        """`count` answers came at once; the quickest of them took `total_ns` from its arrival."""
+    def answered(self, slot: int, total_ns: int, count: int, now_ns: int) -> None:
+        """`count` answers came at once, and are not in the backlog any more; the quickest of them took `total_ns` from
+        its arrival. `slot`: of its model version."""
         if not self._target_ns:
             return
         total_ns = min(total_ns, now_ns - self._resumed_ns)
@@ -158,16 +160,9 @@ class Admission:
         since_ns = min(now_ns - self._answered_ns, total_ns)
         self._answered_ns = now_ns
         if since_ns > 0 and count:
+            self.backlog.answered(slot, float(since_ns), count, now_ns)
             sample_ns = since_ns / count
-            if self.spacing_ns:
-                self.spacing_ns += (sample_ns - self.spacing_ns) * WEIGHT
-                self._round_ns += (since_ns - self._round_ns) * WEIGHT
-                if self.spacing_ns * self.pass_below > 2 * NEGLIGIBLE_NS:
-                    self.pass_below = 1
-                if self.spacing_ns * self.free_below > 2 * self._free_ns:
-                    self.free_below = 1
-            else:
-                self.spacing_ns, self._round_ns = sample_ns, float(since_ns)
+            self.spacing_ns += (sample_ns - self.spacing_ns) * WEIGHT if self.spacing_ns else sample_ns
         if not self._started or total_ns < self._lowest_ns:
             self._lowest_ns, self._started = total_ns, True
 
@@ -188,11 +183,15 @@ class Admission:
         self._expected_ns = expected_ns
         self._started = self._needed = False
         self._offered = [0] * PRIORITIES
-        spacing_ns = self.spacing_ns
-        self._next_ns = now_ns + max(self._interval_ns, int(SERVICES_JUDGED * spacing_ns))
-        known = bool(spacing_ns) and not self.level
-        self.pass_below = max(1, int(NEGLIGIBLE_NS / spacing_ns)) if known else 1
-        self.free_below = max(1, int(self._free_ns / spacing_ns)) if known else 1
+        self._next_ns = now_ns + max(self._interval_ns, int(SERVICES_JUDGED * self.spacing_ns))
+        self._ask_from_now_on()
+
+    def _ask_from_now_on(self) -> None:
+        """About all that finds a queue while something is shed, else about what might be too late, or add to a queue
+        that stands."""
+        if self._target_ns:
+            self.pass_ns = EMPTY_NS if self.level else float(NEGLIGIBLE_NS)
+            self.free_ns = EMPTY_NS if self.level else float(max(NEGLIGIBLE_NS, self._target_ns // FREE))
 
     def _raised(self) -> int:
         """One more of the priorities that were asked for may be shed."""

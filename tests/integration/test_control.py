@@ -192,7 +192,7 @@ def test_the_servers_own_words_for_a_passed_deadline(client: Client, server: Ser
 def test_a_cancelled_request_does_not_hold_the_worker(client: Client, server: Server) -> None:
     assert_serves(client)  # what an earlier test cancelled is counted by now
     before = server.metric("nexus_cancelled_total")
-    futures = [client.infer.multicallable.future(slow_request(0.5), timeout=30) for _ in range(30)]
+    futures = [client.infer.multicallable.future(slow_request(0.5), timeout=120) for _ in range(30)]
     time.sleep(0.1)
     for future in futures:
         future.cancel()

@@ -9,6 +9,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from nexus_grpc.limits.admission import ADMITTED, PRIORITIES, SHED, TOO_LATE, Admission
+from nexus_grpc.limits.backlog import Backlog
 from nexus_grpc.limits.buckets import MINUTE_NS, SECOND_NS, Rate, TokenBucket, rate_of, remaining
 from nexus_grpc.limits.circuit import STEPS, Circuit, CircuitPolicy, State
 
@@ -140,6 +141,7 @@ def test_a_circuit_does_what_its_rules_say(policy: CircuitPolicy, happenings: li
 # --- admission ---
 
 MS = 1_000_000
+SLOT = 7
 
 
 class Simulation:
@@ -163,6 +165,8 @@ class Simulation:
             arrived_ns, priority = self.queue.popleft()
             if arrived_ns + self.deadline_ns > now_ns:  # the worker drops what has expired
                 self.running.append((arrived_ns, priority))
+            else:
+                self.admission.backlog.gone(SLOT)
         self.done_ns = now_ns + int(self.service_ns * self.random.uniform(7 / 8, 9 / 8))
 
     def _finish(self) -> None:
@@ -170,22 +174,24 @@ class Simulation:
         self.answered += [(arrived_ns, priority, now_ns - arrived_ns) for arrived_ns, priority in self.running]
         quickest_ns = min(now_ns - arrived_ns for arrived_ns, _ in self.running)
         count, self.running = len(self.running), []
-        self.admission.answered(quickest_ns, count, now_ns)
+        for _ in range(count):
+            self.admission.backlog.gone(SLOT)
+        self.admission.answered(SLOT, quickest_ns, count, now_ns)
         self._begin(now_ns)
 
     def _arrive(self, now_ns: int, priority: int) -> None:
-        in_flight = len(self.queue) + len(self.running)
         admission = self.admission
-        if in_flight >= (admission.pass_below if self.deadline_ns else admission.free_below):
+        if admission.backlog.total_ns >= (admission.pass_ns if self.deadline_ns else admission.free_ns):
             oldest_ns = self.running[0][0] if self.running else self.queue[0][0] if self.queue else 0
             deadline_ns = now_ns + self.deadline_ns if self.deadline_ns else 0
-            verdict = self.admission.verdict(priority, in_flight, oldest_ns, deadline_ns, now_ns)
+            verdict = admission.verdict(priority, SLOT, oldest_ns, deadline_ns, now_ns)
             self.verdicts[priority, verdict] += 1
             if verdict != ADMITTED:
                 return
         else:
             self.verdicts[priority, ADMITTED] += 1
         self.queue.append((now_ns, priority))
+        admission.backlog.sent(SLOT, now_ns)
         if not self.running:
             self._begin(now_ns)
 
@@ -269,39 +275,113 @@ def test_nothing_is_shed_while_there_is_enough(seed: int, worker: tuple[int, int
     assert simulation.admitted(0) == 1.0
 
 
+def serve(admission: Admission, slot: int, each_ns: int, count: int, now_ns: int) -> int:
+    """So many requests, one after the other. Returns when the last was answered."""
+    for _ in range(count):
+        admission.backlog.sent(slot, now_ns)
+        now_ns += each_ns
+        admission.backlog.gone(slot)
+        admission.answered(slot, each_ns, 1, now_ns)
+    return now_ns
+
+
+def send(admission: Admission, slot: int, count: int, now_ns: int) -> None:
+    for _ in range(count):
+        admission.backlog.sent(slot, now_ns)
+
+
 @pytest.mark.parametrize("priority", range(PRIORITIES))
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(priority: int) -> None:
     admission = Admission(100 * MS)
-    now_ns = NOW
-    for _ in range(50):
-        now_ns += 10 * MS
-        admission.answered(10 * MS, 1, now_ns)
+    now_ns = serve(admission, SLOT, 10 * MS, 50, NOW)
+    send(admission, SLOT, 9, now_ns)
     # Nine requests of 10 ms each before it, an eighth of doubt, and its own 10 ms.
-    assert admission.verdict(priority, 9, now_ns, now_ns + 115 * MS, now_ns) == ADMITTED
-    assert admission.verdict(priority, 9, now_ns, now_ns + 95 * MS, now_ns) == TOO_LATE
-    assert admission.verdict(priority, 9, now_ns, 0, now_ns) == ADMITTED
+    assert admission.verdict(priority, SLOT, now_ns, now_ns + 115 * MS, now_ns) == ADMITTED
+    assert admission.verdict(priority, SLOT, now_ns, now_ns + 95 * MS, now_ns) == TOO_LATE
+    assert admission.verdict(priority, SLOT, now_ns, 0, now_ns) == ADMITTED
     # A worker that stopped answering is slower than it was.
-    assert admission.verdict(priority, 1, now_ns, now_ns + 450 * MS, now_ns + 300 * MS) == TOO_LATE
+    assert admission.verdict(priority, SLOT, now_ns, now_ns + 450 * MS, now_ns + 350 * MS) == TOO_LATE
 
 
 def test_a_worker_that_became_slow_is_looked_at_again() -> None:
-    """While all is well small queues are not even asked about; that must end when a request takes longer."""
+    """While all is well small queues are not even asked about; that must end when requests take longer."""
     admission = Admission(100 * MS)
-    now_ns = NOW
-    for _ in range(100):
-        now_ns += 2 * MS // 100
-        admission.answered(2 * MS // 100, 1, now_ns)
-    admission.verdict(5, 1, now_ns, 0, now_ns)
-    assert (admission.pass_below, admission.free_below) == (50, 625)
+    now_ns = serve(admission, SLOT, MS // 50, 100, NOW)
+    send(admission, SLOT, 40, now_ns)
+    assert admission.backlog.total_ns < admission.pass_ns < admission.free_ns
     for _ in range(3):
         now_ns += 50 * MS
-        admission.answered(50 * MS, 1, now_ns)
-    assert (admission.pass_below, admission.free_below) == (1, 1)
+        admission.backlog.gone(SLOT)
+        admission.answered(SLOT, 50 * MS, 1, now_ns)
+    assert admission.backlog.total_ns > admission.free_ns
+
+
+def test_a_slow_model_says_nothing_of_a_fast_one() -> None:
+    """Both in one worker: twenty requests that take a millisecond in all wait for the one that runs, no longer."""
+    slow, fast = 1, 2
+    admission = Admission(5 * SECOND_NS)
+    now_ns = serve(admission, slow, SECOND_NS, 20, NOW)
+    send(admission, slow, 1, now_ns)
+    for _ in range(20):
+        assert admission.verdict(5, fast, now_ns, now_ns + 2 * SECOND_NS, now_ns) == ADMITTED
+        admission.backlog.sent(fast, now_ns)
+    assert admission.verdict(5, slow, now_ns, now_ns + 2 * SECOND_NS, now_ns) == TOO_LATE
+
+
+def test_what_was_long_ago_says_nothing_of_a_burst() -> None:
+    """Requests of four seconds, a rest, thirty of half a second: 15 s in all, of the 30 that they have."""
+    admission = Admission(5 * SECOND_NS)
+    now_ns = serve(admission, SLOT, 4 * SECOND_NS, 5, NOW) + SECOND_NS
+    for _ in range(30):
+        assert admission.verdict(5, SLOT, now_ns, now_ns + 30 * SECOND_NS, now_ns) == ADMITTED
+        admission.backlog.sent(SLOT, now_ns)
+    # The first answer tells.
+    now_ns += SECOND_NS // 2
+    admission.backlog.gone(SLOT)
+    admission.answered(SLOT, SECOND_NS // 2, 1, now_ns)
+    assert admission.backlog.total_ns == pytest.approx(29 * SECOND_NS / 2)
+    assert admission.verdict(5, SLOT, now_ns, now_ns + 15 * SECOND_NS, now_ns) == TOO_LATE
+
+
+def test_what_waited_elsewhere_says_nothing_of_this_worker() -> None:
+    admission = Admission(5 * SECOND_NS)
+    admission.resumed(NOW)
+    send(admission, SLOT, 9, NOW - 60 * SECOND_NS)
+    admission.backlog.gone(SLOT)
+    admission.answered(SLOT, 60 * SECOND_NS, 1, NOW + MS)
+    assert admission.backlog.total_ns == pytest.approx(8 * MS)
+    assert admission.level == 0
+
+
+slots = st.integers(0, 3)
+backlog_events = st.lists(
+    st.tuples(st.sampled_from(["sent", "sent", "gone", "answered"]), slots, st.integers(1, SECOND_NS)), max_size=200
+)
+
+
+@given(backlog_events)
+def test_a_backlog_is_what_is_there_times_what_each_takes(happenings: list[tuple[str, int, int]]) -> None:
+    backlog, there, now_ns = Backlog(), collections.Counter[int](), NOW
+    for what, slot, time_ns in happenings:
+        now_ns += time_ns
+        if what == "sent":
+            backlog.sent(slot, now_ns)
+            there[slot] += 1
+        elif there[slot]:
+            backlog.gone(slot)
+            there[slot] -= 1
+            if what == "answered":
+                backlog.answered(slot, float(time_ns), 1, now_ns)
+        expected = sum(count * backlog._shares[slot].each_ns for slot, count in there.items() if count)
+        assert backlog.count == there.total()
+        assert backlog.total_ns == pytest.approx(expected, abs=1.0)
 
 
 def test_no_target_no_admission_control() -> None:
     admission = Admission(0)
     for step in range(1000):
-        admission.answered(10 * SECOND_NS, 1, NOW + step * SECOND_NS)
-        assert admission.verdict(9, 1000, NOW, NOW + step * SECOND_NS + 1, NOW + step * SECOND_NS) == ADMITTED
-    assert min(admission.pass_below, admission.free_below) > 1 << 40
+        now_ns = NOW + step * SECOND_NS
+        admission.backlog.sent(SLOT, now_ns)
+        admission.answered(SLOT, 10 * SECOND_NS, 1, now_ns)
+        assert admission.verdict(9, SLOT, NOW, now_ns + 1, now_ns) == ADMITTED
+    assert min(admission.pass_ns, admission.free_ns) > admission.backlog.total_ns

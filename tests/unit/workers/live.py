@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.link import WorkerLink
 from nexus_grpc.ipc.control import ChannelClosed, ControlChannel, encode_frame
 from nexus_grpc.ipc.oversize import new_side_sockets
@@ -183,7 +182,7 @@ class LiveWorker:
     def take_answers(self) -> None:
         """Give the flights what has come for them."""
         for (_, code, _, message_length, sequence), payload in self._link.responses.poll_nowait(1000):
-            flight: Flight = self._link.flights.pop(sequence)
+            flight = self._link.take(sequence)
             if code:
                 flight.fail(code, payload[:message_length].decode(), payload[message_length:])
             else:
