@@ -93,7 +93,7 @@ class Settings(AccessSettings, OverloadSettings, BaseSettings):
         description="sidecar starts and watches Envoy; external leaves that to you (see `nexus envoy bootstrap`).",
     )
     envoy_concurrency: Count = Field(
-        0, ge=0, le=256, description="Envoy's threads; 0 means a quarter of the available cores, at least one."
+        0, ge=0, le=256, description="Envoy's threads; 0 means a quarter of the available cores, at least two."
     )
     rest_tls_certificate: str = Field(
         "", max_length=4096, description="PEM file with the REST port's certificate chain; no TLS if empty."

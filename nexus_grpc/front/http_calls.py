@@ -7,6 +7,7 @@ is rewritten to what every hot request looks like, name and version first, so th
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -25,11 +26,15 @@ KEYS = {
 }
 _BODY_TAG, _TYPE_TAG, _DATA_TAG = 0x7A, 0x0A, 0x12
 _PLAIN = rb'"\s*:\s*"([A-Za-z0-9._-]{0,64})"'
+
+
+def _needle(key: str) -> tuple[bytes, Callable[[bytes], re.Match[bytes] | None]]:
+    """The key as it stands in JSON, and what finds it with a plain value."""
+    return b'"%b"' % key.encode(), re.compile(b'"' + key.encode() + _PLAIN).search
+
+
 _NEEDLES = {
-    key: (b'"%b"' % key.encode(), re.compile(b'"' + key.encode() + _PLAIN).search)
-    for keys in KEYS.values()
-    for key in keys
-    if key
+    int(method): (_needle(name), _needle(version) if version else None) for method, (name, version) in KEYS.items()
 }
 
 
@@ -93,17 +98,16 @@ def addressee(method: int, body: bytes) -> tuple[bytes, bytes]:
     A key that stands in it once, with a plain value, is taken without parsing; the worker, which parses, checks that it
     was the right one.
     """
-    name_key, version_key = KEYS[Method(method)]
-    name = _peek(body, name_key)
-    version = _peek(body, version_key) if version_key else b""
+    (name_needle, name_search), version_key = _NEEDLES[method]
+    name = _peek(body, name_needle, name_search)
+    version = _peek(body, *version_key) if version_key is not None else b""
     if name and version is not None:
         return name, version
-    return _parsed_addressee(body, name_key, version_key)
+    return _parsed_addressee(body, *KEYS[Method(method)])
 
 
-def _peek(body: bytes, key: str) -> bytes | None:
+def _peek(body: bytes, needle: bytes, search: Callable[[bytes], re.Match[bytes] | None]) -> bytes | None:
     """The key's value; empty when the key is not there; None when only a parser can tell."""
-    needle, search = _NEEDLES[key]
     count = body.count(needle)
     if count != 1:
         return b"" if count == 0 and b"\\" not in body else None

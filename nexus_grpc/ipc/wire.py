@@ -8,6 +8,9 @@ from collections.abc import Iterator
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 
 
+_ONE_BYTE = tuple(bytes((value,)) for value in range(0x80))
+
+
 class WireError(ValueError):
     """The bytes are not a protobuf message."""
 
@@ -28,6 +31,8 @@ def read_varint(message: bytes, offset: int) -> tuple[int, int]:
 
 def varint(value: int) -> bytes:
     """Encode a non-negative integer."""
+    if value <= 0x7F:
+        return _ONE_BYTE[value]
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

@@ -20,6 +20,10 @@ _TELL_CERTIFICATES = {
     "forward_client_cert_details": "SANITIZE_SET",
     "set_current_client_cert_details": {"cert": True},
 }
+_CORS = {
+    "name": "envoy.filters.http.cors",
+    "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"},
+}
 _TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
 
 
@@ -89,6 +93,8 @@ def render_bootstrap(options: EnvoyOptions) -> dict[str, Any]:
         descriptor_set().SerializeToString(deterministic=True)
     ).decode()
     transcoder["typed_config"]["max_request_body_size"] = options.max_body_bytes
+    if options.cors_origins:
+        manager["http_filters"].insert(0, _CORS)
     if options.per_second:
         add_coarse_limit(manager, options.per_second)
     _fill_clusters(bootstrap["static_resources"]["clusters"], options)

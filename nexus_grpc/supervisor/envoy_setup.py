@@ -99,8 +99,9 @@ def _check_authorities(path: str) -> None:
 
 
 def thread_count(settings: Settings, cores: int) -> int:
-    """Envoy's worker threads: the cores are the workers' and the fronts' (measured, see loadtest/RESULTS.md)."""
-    return settings.envoy_concurrency or max(1, cores // 4)
+    """Envoy's worker threads: the cores are the workers' and the fronts'. A single thread, though, hands requests over in
+    such lots that a core idles meanwhile (docs/decisions/0007)."""
+    return settings.envoy_concurrency or min(cores, max(2, cores // 4))
 
 
 def options_of(settings: Settings, upstreams: Sequence[str] = (), metrics: str = "", secret: str = "") -> EnvoyOptions:

@@ -221,6 +221,20 @@ def test_envoy_headers_of_clients_do_not_count(rest_port: int) -> None:
     assert post(rest_port, "/predict", {"sleep": 0.3}, X_Envoy_Upstream_Rq_Timeout_Ms="1").status == 200
 
 
+@pytest.mark.parametrize(("wish", "status"), [({}, 200), ({"status": 404}, 404), ({"refuse": "busy"}, 503)])
+def test_nothing_of_grpc_is_left_in_an_answer(rest_port: int, wish: dict[str, Any], status: int) -> None:
+    answer = post(rest_port, "/predict", wish)
+    assert answer.status == status
+    assert not [name for name in answer.headers if name.lower().startswith(("grpc-", "x-nexus-", "x-envoy-"))]
+
+
+def test_fronts_need_not_read_what_they_have_no_use_for(rest_port: int) -> None:
+    browser = {"User_Agent": "Mozilla/5.0", "Accept": "*/*", "Accept_Language": "en", "Accept_Encoding": "gzip"}
+    sent = post(rest_port, "/predict", {}, Traceparent="00-1-2-03", X_Api_Key="k", **browser).json["sent"]
+    own = {"x-forwarded-for", "x-envoy-external-address", "x-envoy-original-path", "x-envoy-original-method"}
+    assert sent.keys() == {"traceparent", "x-api-key", "x-request-id", *own}
+
+
 def test_an_answer_that_does_not_come_is_504(rest_port: int) -> None:
     answer = post(rest_port, "/predict", {"sleep": TIMEOUT_S + 1})
     assert_error(answer, 504)

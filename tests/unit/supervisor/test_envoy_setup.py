@@ -49,7 +49,7 @@ def test_has_sidecar() -> None:
 
 
 def test_thread_count() -> None:
-    assert [thread_count(load_settings({}), cores) for cores in (1, 2, 4, 7, 8, 64)] == [1, 1, 1, 1, 2, 16]
+    assert [thread_count(load_settings({}), cores) for cores in (1, 2, 4, 7, 8, 64)] == [1, 2, 2, 2, 2, 16]
     assert thread_count(load_settings({"envoy_concurrency": 3}), 2) == 3
 
 
