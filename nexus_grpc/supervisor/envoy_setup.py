@@ -99,7 +99,7 @@ def _check_authorities(path: str) -> None:
 
 
 def thread_count(settings: Settings, cores: int) -> int:
-    """Envoy's worker threads: the cores are the workers' and the fronts'. A single thread, though, hands requests over in
+    """Envoy's worker threads: few, as the cores are the workers' and the fronts'; not one, which hands requests over in
     such lots that a core idles meanwhile (docs/decisions/0007)."""
     return settings.envoy_concurrency or min(cores, max(2, cores // 4))
 
