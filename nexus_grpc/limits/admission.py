@@ -121,8 +121,8 @@ class Admission:
         if not self._target_ns:
             return ADMITTED
         expected_ns = self.expected_ns(oldest_ns, now_ns)
-        done_ns = now_ns + expected_ns * (1 + DOUBT) + self.backlog.lot_ns(slot)
-        if expected_ns and 0 < deadline_ns < done_ns:
+        queued_ns = expected_ns * (1 + DOUBT)
+        if deadline_ns and expected_ns and now_ns + queued_ns + self.backlog.lot_ns(slot) > deadline_ns:
             self.late_count += 1
             return self._counted(priority, expected_ns, now_ns, TOO_LATE)
         if not self.level:

@@ -28,9 +28,7 @@ class Share:
 
     def __init__(self) -> None:
         self.count = 0
-        self.each_ns = UNKNOWN_NS
-        self.lot_ns = 0.0
-        self.answered_ns = 0
+        self.forget()
 
     def forget(self) -> None:
         self.each_ns, self.lot_ns, self.answered_ns = UNKNOWN_NS, 0.0, 0
