@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 
 from nexus_grpc.ipc.errors import InferenceFailed
-from workers.model import Model
-from workers.requests import Request
-from workers.results import BatchResult
-from workers.session import as_served
-from workers.tensors import Array
+
+from .model import Model
+from .requests import Request
+from .results import BatchResult
+from .session import as_served
+from .tensors import Array
 
 
 def assemble(model: Model, batch: list[Request], rows: int) -> dict[str, Array]:

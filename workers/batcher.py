@@ -8,8 +8,9 @@ model's config says so (max_queue_delay_microseconds).
 import collections
 
 from nexus_grpc.ipc.segment import TABLE_ENTRIES
-from workers.model import Model
-from workers.requests import Request
+
+from .model import Model
+from .requests import Request
 
 # A batch's sequences must fit the segment's executing table.
 BATCH_REQUESTS_MAX = TABLE_ENTRIES

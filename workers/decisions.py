@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nexus_grpc.ipc.errors import ModelNotServable
-from workers.model import Decision, Model
+
+from .model import Decision, Model
 
 # Of a name that is none, in a message.
 NAME_SHOWN_MAX = 80

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from nexus_grpc.ipc.errors import InvalidInput
-from workers.http_bodies import (
+
+from .http_bodies import (
     ApiBatchPredictBody,
     ApiPredictBody,
     InferBody,
@@ -14,15 +15,15 @@ from workers.http_bodies import (
     json_of,
     read_body,
 )
-from workers.http_forms import ApiBatchPredictForm, ApiPredictForm, HttpForm, HttpPredictForm, NamedForm, V2Form
-from workers.infer_form import RequestedOutput
-from workers.json_tensors import fed_shape, flatten, full_tensor
-from workers.model import Model, TensorSpec, shape_fits
-from workers.named_inputs import check_known, decode_named_row, input_spec
-from workers.predict_codec import ONE_KIND_OF_INPUT, row_piece, single_input
-from workers.requests import Decoded
-from workers.shapes import common_rows
-from workers.tensors import BYTES, Piece
+from .http_forms import ApiBatchPredictForm, ApiPredictForm, HttpForm, HttpPredictForm, NamedForm, V2Form
+from .infer_form import RequestedOutput
+from .json_tensors import fed_shape, flatten, full_tensor
+from .model import Model, TensorSpec, shape_fits
+from .named_inputs import check_known, decode_named_row, input_spec
+from .predict_codec import ONE_KIND_OF_INPUT, row_piece, single_input
+from .requests import Decoded
+from .shapes import common_rows
+from .tensors import BYTES, Piece
 
 MAX_CLASSES = 1 << 31
 

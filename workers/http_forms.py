@@ -5,13 +5,14 @@ from typing import Any
 import msgspec
 
 from nexus_grpc.ipc.wire import json_body
-from workers.decisions import verdict
-from workers.infer_form import RequestedOutput
-from workers.json_tensors import json_values, nested
-from workers.predict_codec import utc_now
-from workers.requests import Timings
-from workers.results import BatchResult, top_classes
-from workers.tensors import BYTES, Piece
+
+from .decisions import verdict
+from .infer_form import RequestedOutput
+from .json_tensors import json_values, nested
+from .predict_codec import utc_now
+from .requests import Timings
+from .results import BatchResult, top_classes
+from .tensors import BYTES, Piece
 
 _encode = msgspec.json.Encoder().encode
 

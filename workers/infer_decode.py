@@ -8,11 +8,12 @@ from google.protobuf.message import DecodeError
 
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
-from workers.infer_form import InferForm, RequestedOutput
-from workers.model import Model, Shape, TensorSpec
-from workers.requests import Decoded, Signature
-from workers.shapes import check_missing, check_shape, common_rows
-from workers.tensors import BOOL, BYTES, Datatype, Piece, decode_bytes_tensor, decode_text, text_array
+
+from .infer_form import InferForm, RequestedOutput
+from .model import Model, Shape, TensorSpec
+from .requests import Decoded, Signature
+from .shapes import check_missing, check_shape, common_rows
+from .tensors import BOOL, BYTES, Datatype, Piece, decode_bytes_tensor, decode_text, text_array
 
 # Request parameters that are honoured or safely ignored. Other `triton_…` ones ask for something we do not do.
 TIMING_PARAMETER = "nexus_timing"

@@ -10,10 +10,11 @@ from typing import Any, cast
 
 from nexus_grpc.ipc.wire import length_prefix
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
-from workers.model import TensorSpec
-from workers.requests import Timings
-from workers.results import BatchResult, top_classes
-from workers.tensors import BYTES, Array, Piece, encode_bytes_tensor, text_array, text_elements
+
+from .model import TensorSpec
+from .requests import Timings
+from .results import BatchResult, top_classes
+from .tensors import BYTES, Array, Piece, encode_bytes_tensor, text_array, text_elements
 
 RAW_OUTPUT_CONTENTS_FIELD = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
 

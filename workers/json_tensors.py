@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 
 from nexus_grpc.ipc.errors import InvalidInput
-from workers.model import Model, Shape, TensorSpec, shape_fits, shape_text
-from workers.shapes import check_shape, feature_count, resolve_row
-from workers.tensors import BOOL, BYTES, Array, Piece, text_array
+
+from .model import Model, Shape, TensorSpec, shape_fits, shape_text
+from .shapes import check_shape, feature_count, resolve_row
+from .tensors import BOOL, BYTES, Array, Piece, text_array
 
 # Deeper than any tensor that ONNX knows; a limit only so that a hostile body ends early.
 DEPTH_MAX = 32

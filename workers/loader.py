@@ -10,10 +10,11 @@ import numpy as np
 from nexus_grpc.ipc.errors import ModelNotServable, NexusError
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.pb.inference import model_config_pb2 as config_pb
-from workers.decisions import decision_of
-from workers.model import Model, QueuePolicy, Shape, TensorSpec, shape_fits, shape_text, zeros
-from workers.session import OpenedSession, as_served, open_session
-from workers.tensors import BYTES, Array, decode_bytes_tensor
+
+from .decisions import decision_of
+from .model import Model, QueuePolicy, Shape, TensorSpec, shape_fits, shape_text, zeros
+from .session import OpenedSession, as_served, open_session
+from .tensors import BYTES, Array, decode_bytes_tensor
 
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"

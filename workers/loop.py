@@ -15,24 +15,25 @@ from nexus_grpc.ipc.errors import DeadlinePassed, InferenceFailed, ModelUnavaila
 from nexus_grpc.ipc.record import ISOLATED, OVERSIZE, Method
 from nexus_grpc.ipc.ring import RingConsumer, Sleeper
 from nexus_grpc.ipc.stats import WorkerStats, WorkerWord
-from workers.assembly import assemble, checked
-from workers.batcher import Batcher, ModelQueue
-from workers.http_decode import (
+
+from .assembly import assemble, checked
+from .batcher import Batcher, ModelQueue
+from .http_decode import (
     decode_api_batch_predict,
     decode_api_predict,
     decode_http_predict,
     decode_v1_infer,
     decode_v2_infer,
 )
-from workers.infer_decode import decode_infer
-from workers.link import FrontLink, HandOverError
-from workers.model import Model
-from workers.predict_codec import decode_batch_predict, decode_predict
-from workers.predictions import count_predictions
-from workers.requests import Clock, Decoded, Request
-from workers.results import BatchResult
-from workers.shadow import Shadows
-from workers.template import find_template, remember_template
+from .infer_decode import decode_infer
+from .link import FrontLink, HandOverError
+from .model import Model
+from .predict_codec import decode_batch_predict, decode_predict
+from .predictions import count_predictions
+from .requests import Clock, Decoded, Request
+from .results import BatchResult
+from .shadow import Shadows
+from .template import find_template, remember_template
 
 # Records taken from one ring before the next batch starts: enough for any batch, little enough to stay responsive.
 INTAKE_MAX = 1024

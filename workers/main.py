@@ -1,4 +1,4 @@
-"""A worker process: `python -m workers.main CONTROL_FD`. Started by the supervisor only.
+"""A worker process: `python -m nexus_grpc.worker.main CONTROL_FD`. Started by the supervisor only.
 
 The first control message says who this worker is; then it confines itself (ipc/confinement.py), loads what it is told
 to, reports each model, and serves the rings of the fronts it is attached to. Loading happens on a thread of its own, so
@@ -26,7 +26,7 @@ def main() -> None:
     leave_folder()
     missing = shed_privileges()
     # Only now what starts threads: affinity and privileges are inherited by threads, so they must be set first.
-    from workers.worker import Worker
+    from .worker import Worker
 
     missing += filter_system_calls()
     if missing:

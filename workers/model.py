@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from workers.tensors import Array, Datatype
+from .tensors import Array, Datatype
 
 PROBABILITIES_PREFIX = "prob"
 DEFAULT_VARIANT = "default"

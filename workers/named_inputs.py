@@ -3,11 +3,12 @@
 from typing import Any
 
 from nexus_grpc.ipc.errors import InvalidInput
-from workers.json_tensors import fed_shape, row_tensor
-from workers.model import Model, Shape, TensorSpec
-from workers.requests import Decoded, Form
-from workers.shapes import check_missing
-from workers.tensors import Piece
+
+from .json_tensors import fed_shape, row_tensor
+from .model import Model, Shape, TensorSpec
+from .requests import Decoded, Form
+from .shapes import check_missing
+from .tensors import Piece
 
 
 def decode_named_row(model: Model, tensors: dict[str, tuple[Shape, list[Any]]], form: Form) -> Decoded:

@@ -8,14 +8,15 @@ from google.protobuf.message import DecodeError
 
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as pb
-from workers.decisions import verdict
-from workers.json_tensors import fed_shape, number_piece
-from workers.model import Model, Shape, TensorSpec
-from workers.named_inputs import decode_named_row, python_list
-from workers.requests import Decoded, Timings
-from workers.results import BatchResult
-from workers.shapes import common_rows, feature_count, resolve_row
-from workers.tensors import BOOL, BYTES, Array, Piece, text_array
+
+from .decisions import verdict
+from .json_tensors import fed_shape, number_piece
+from .model import Model, Shape, TensorSpec
+from .named_inputs import decode_named_row, python_list
+from .requests import Decoded, Timings
+from .results import BatchResult
+from .shapes import common_rows, feature_count, resolve_row
+from .tensors import BOOL, BYTES, Array, Piece, text_array
 
 _FLOAT_KINDS = "fc"
 ONE_KIND_OF_INPUT = "send either features, or texts, or inputs"

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from nexus_grpc.ipc.stats import PREDICTION_BUCKETS
-from workers.model import Model
-from workers.results import BatchResult
-from workers.tensors import BYTES, Array
+
+from .model import Model
+from .results import BatchResult
+from .tensors import BYTES, Array
 
 # Lower bounds of the ranges of a number; below the first one is a range of its own.
 BOUNDS = (-1000.0, -100.0, -10.0, -1.0, -0.1, 0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 10.0, 100.0, 1000.0, 10_000.0)

@@ -2,8 +2,8 @@
 
 from typing import Any, Protocol
 
-from workers.results import BatchResult
-from workers.tensors import Piece
+from .results import BatchResult
+from .tensors import Piece
 
 # Per model input: (dtype name, shape without the batch dimension). Requests with equal signatures share a batch.
 Signature = tuple[tuple[str, tuple[int, ...]], ...]

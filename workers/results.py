@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from workers.json_tensors import json_values
-from workers.model import Model, Shape
-from workers.tensors import Array, encode_bytes_tensor
+from .json_tensors import json_values
+from .model import Model, Shape
+from .tensors import Array, encode_bytes_tensor
 
 
 class BatchResult:

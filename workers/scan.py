@@ -5,7 +5,7 @@ ONNX files name other files (external data), memory addresses (ONNX Runtime's OR
 end. The file is parsed as protobuf and nothing more: external data is never opened, no node is run. The walk goes
 through every message by its descriptor, so that nothing hides in a corner that this module forgot.
 
-Runs in the throw-away process of a trial (workers.trial). Sources: ONNX's CVE-2022-25882, -2024-27318, -2024-5187,
+Runs in the throw-away process of a trial (trial.py). Sources: ONNX's CVE-2022-25882, -2024-27318, -2024-5187,
 -2026-34445; onnx/onnx.proto.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
-from workers.known_ops import CONTRIB_OPS, IR_VERSION_MAX, OPSET_MAX
+from .known_ops import CONTRIB_OPS, IR_VERSION_MAX, OPSET_MAX
 
 # Exported language models have some 50,000 nodes; ONNX Runtime copies a function's nodes for each call.
 NODES_MAX = 1_000_000

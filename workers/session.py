@@ -12,8 +12,9 @@ import numpy as np
 import onnxruntime as ort
 
 from nexus_grpc.ipc.errors import InferenceFailed, InvalidInput, ModelNotServable
-from workers.model import Run, Shape, TensorSpec, zeros
-from workers.tensors import BY_NAME, BY_ONNX, BYTES, Array, Datatype
+
+from .model import Run, Shape, TensorSpec, zeros
+from .tensors import BY_NAME, BY_ONNX, BYTES, Array, Datatype
 
 SEQUENCE_OF_MAPS = {"seq(map(string,tensor(float)))", "seq(map(int64,tensor(float)))"}
 ZIPMAP_LABEL, ZIPMAP_PROBABILITIES = "label", "probabilities"

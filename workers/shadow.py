@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from nexus_grpc.ipc.stats import WorkerStats, WorkerWord
-from workers.model import Model
-from workers.results import BatchResult
-from workers.session import as_served
-from workers.tensors import Array
+
+from .model import Model
+from .results import BatchResult
+from .session import as_served
+from .tensors import Array
 
 BACKLOG_MAX = 64
 # A batch of large requests may be of hundreds of megabytes.

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable
 
 from nexus_grpc.ipc.errors import InvalidInput
-from workers.model import Model, Shape, TensorSpec, shape_fits, shape_text
+
+from .model import Model, Shape, TensorSpec, shape_fits, shape_text
 
 # A tensor without elements costs its sender nothing, whatever its other dimensions say; real ones (an empty key-value
 # cache, an empty sequence) stay far below this.

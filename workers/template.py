@@ -10,9 +10,10 @@ from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.wire import WireError, spans
 from nexus_grpc.pb.inference import grpc_service_pb2 as infer_pb
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as predict_pb
-from workers.model import Model
-from workers.requests import Decoded
-from workers.tensors import BOOL, BYTES
+
+from .model import Model
+from .requests import Decoded
+from .tensors import BOOL, BYTES
 
 # Where each method carries its tensors.
 TENSOR_FIELDS = {

@@ -1,8 +1,8 @@
 """A trial: one model file looked through, loaded and run once, in a process made for it and thrown away.
 
-`python -P -m workers.trial`, started by nexus_grpc.supervisor.trial. On stdin one JSON object, the control message that
-has a worker load a model, with `supervisor_pid` and `limits` beside it. On stdout JSON lines: {"step": "..."} before
-each step, so that a death tells what it was that killed, then the answer:
+`python -P -m nexus_grpc.worker.trial`, started by nexus_grpc.supervisor.trial. On stdin one JSON object, the control
+message that has a worker load a model, with `supervisor_pid` and `limits` beside it. On stdout JSON lines:
+{"step": "..."} before each step, so that a death tells what it was that killed, then the answer:
 
     {"ok": true, "metadata": base64, "config": base64, "inputs": [...], "outputs": [...]}
     {"ok": false, "kind": "not_onnx" | "refused" | "not_loadable" | "memory", "message": "..."}
@@ -48,8 +48,7 @@ def main() -> None:
     shed_privileges()
     tell(answers, {"step": "start"})
     # Ours, and trusted: imported before the limits, which so count what the model takes alone.
-    import workers.loader
-    import workers.scan  # noqa: F401
+    from . import loader, scan  # noqa: F401
 
     filter_system_calls()
     limit(order["limits"])
@@ -82,7 +81,8 @@ def limit(limits: dict[str, int]) -> None:
 def attempt(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
     """Scan, load, run; the answer."""
     from nexus_grpc.ipc.errors import NexusError
-    from workers.scan import ScanRefused, scan_file
+
+    from .scan import ScanRefused, scan_file
 
     try:
         tell(answers, {"step": "scan"})
@@ -107,7 +107,7 @@ def _kind(message: str) -> str:
 
 
 def _load_and_run(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
-    from workers.loader import LoadOrder, config_of, load_model, metadata_of
+    from .loader import LoadOrder, config_of, load_model, metadata_of
 
     tell(answers, {"step": "load"})
     # One core: a trial runs beside workers that serve.
@@ -144,8 +144,8 @@ def _run_once(model: Any) -> None:
 
 def _sample(spec: Any) -> Any:
     """Dimensions of any size are 1; None when even so the input is too large for a sample."""
-    from workers.model import zeros
-    from workers.tensors import BYTES
+    from .model import zeros
+    from .tensors import BYTES
 
     shape = tuple(1 if dim == -1 else dim for dim in spec.shape)
     size = spec.datatype.itemsize_bytes

@@ -12,12 +12,13 @@ from nexus_grpc.ipc.control import ControlChannel
 from nexus_grpc.ipc.errors import ModelNotServable, NexusError
 from nexus_grpc.ipc.ring import Sleeper, ring_by_hand
 from nexus_grpc.ipc.stats import WorkerStats, WorkerWord, open_page
-from workers.link import FrontLink
-from workers.loader import LoadOrder, config_of, load_model, metadata_of
-from workers.loop import WorkerLoop
-from workers.model import Model
-from workers.predictions import prediction_labels
-from workers.session import available_providers, onnxruntime_version
+
+from .link import FrontLink
+from .loader import LoadOrder, config_of, load_model, metadata_of
+from .loop import WorkerLoop
+from .model import Model
+from .predictions import prediction_labels
+from .session import available_providers, onnxruntime_version
 
 # See docs/decisions/0008.
 GENTLE_NICE = 10

@@ -52,7 +52,7 @@ MODULES = (
         )
     ),
     *(
-        f"workers.{name}"
+        f"nexus_grpc.worker.{name}"
         for name in (
             "assembly",
             "batcher",

@@ -12,7 +12,7 @@ from nexus_grpc.rest.local_replies import access_log, local_reply_config
 from nexus_grpc.rest.routes import overwrite_headers, virtual_host
 from nexus_grpc.rest.twin import descriptor_set
 
-TEMPLATE = Path(__file__).resolve().parents[2] / "envoy" / "bootstrap.yaml"
+TEMPLATE = Path(__file__).parents[1] / "envoy" / "bootstrap.yaml"
 # What the transcoder keeps beside the body: the rest of the request's frame.
 DIRECT_BODY_MAX_BYTES = 4 << 20
 # Whole, not by its names (access/forwarded.py says why). A client's own header of that name never passes.

@@ -158,7 +158,7 @@ class Supervisor:
     def _spawn_worker(self, worker: WorkerSlot) -> None:
         child = Child("worker", worker.index, worker.generation, self._on_worker_message, self._on_worker_exit)
         worker.begin(child)
-        child.spawn("workers.main")
+        child.spawn("nexus_grpc.worker.main")
         child.send({**self._hello(child), "cpus": worker.cores}, worker.new_descriptors())
         self._update_sources()
 

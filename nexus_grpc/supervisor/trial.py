@@ -1,6 +1,6 @@
 """A model is tried in a process of its own before any worker sees it: it may crash, hang, or eat memory there.
 
-started ──▶ start ──▶ scan ──▶ load ──▶ run ──▶ answered      (workers.trial, which says each step)
+started ──▶ start ──▶ scan ──▶ load ──▶ run ──▶ answered      (nexus_grpc.worker.trial, which says each step)
    └──────────┴─────────┴────────┴───────┴───▶ died, or killed after `trial_seconds`
 """
 
@@ -24,8 +24,8 @@ from nexus_grpc.supervisor.catalogue import Version
 from nexus_grpc.supervisor.child import exit_text
 from nexus_grpc.supervisor.environment import trial_environment
 
-TRIAL_MODULE = "workers.trial"
-# Each has a session of its own in memory, and takes processor time from workers that serve.
+TRIAL_MODULE = "nexus_grpc.worker.trial"
+# Each has a session of its own in memory, and takes processor time from nexus_grpc.worker that serve.
 AT_ONCE_MAX = 2
 # The answer holds a model's config and metadata: labels of 16 MiB, base64, and escapes.
 ANSWER_BYTES_MAX = 64 << 20

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.ipc.record import Method
+from nexus_grpc.worker.assembly import assemble
+from nexus_grpc.worker.infer_decode import decode_infer
+from nexus_grpc.worker.model import Model
+from nexus_grpc.worker.predict_codec import decode_batch_predict, decode_predict
+from nexus_grpc.worker.requests import Decoded, Request
+from nexus_grpc.worker.template import find_template, remember_template
 from tests.property.messages import batch_requests, infer_requests, models, mutations, predict_requests
-from workers.assembly import assemble
-from workers.infer_decode import decode_infer
-from workers.model import Model
-from workers.predict_codec import decode_batch_predict, decode_predict
-from workers.requests import Decoded, Request
-from workers.template import find_template, remember_template
 
 MODELS = range(len(models()))
 

@@ -275,7 +275,7 @@ def test_it_runs_out_of_processor_time_without_a_clock_too(staged: Callable[[Mod
     order = json.loads(supervisor_trial._order(path, "3", ModelEntry("shop", path.parent), settings_of()))
     order["limits"]["cpu_seconds"] = 2
     process = subprocess.run(
-        [sys.executable, "-P", "-m", "workers.trial"],
+        [sys.executable, "-P", "-m", "nexus_grpc.worker.trial"],
         input=json.dumps(order).encode(),
         capture_output=True,
         check=False,
@@ -344,7 +344,7 @@ def test_a_trial_that_fails_by_itself_does_not_blame_the_model(
     staged: Callable[[ModelProto], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = staged(bad.good())
-    monkeypatch.setattr(supervisor_trial, "TRIAL_MODULE", "workers.no_such_module")
+    monkeypatch.setattr(supervisor_trial, "TRIAL_MODULE", "nexus_grpc.worker.no_such_module")
     error = refusal(path)
     assert isinstance(error, ModelUnavailable)
     assert "ended with exit code 1" in error.message

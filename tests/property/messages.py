@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from nexus_grpc.ipc.wire import varint
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as predict_pb
+from nexus_grpc.worker.model import Model
 from tests.unit.support import model_of, spec
-from workers.model import Model
 
 TEXTS = st.text(max_size=6)
 

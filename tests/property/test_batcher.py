@@ -3,10 +3,10 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nexus_grpc.worker.batcher import Batcher
+from nexus_grpc.worker.model import Model, QueuePolicy
+from nexus_grpc.worker.requests import Request
 from tests.unit.support import model_of, waiting_request
-from workers.batcher import Batcher
-from workers.model import Model, QueuePolicy
-from workers.requests import Request
 
 SIGNATURES = ((("x", (2,)),), (("x", (3,)),))
 REQUESTS = st.tuples(

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.ipc.record import Method
+from nexus_grpc.worker.infer_decode import decode_infer
+from nexus_grpc.worker.infer_form import InferForm
+from nexus_grpc.worker.model import Model
+from nexus_grpc.worker.predict_codec import PredictForm, decode_predict
+from nexus_grpc.worker.requests import Decoded
+from nexus_grpc.worker.template import find_template, remember_template
+from nexus_grpc.worker.tensors import Piece
 from tests.property.messages import infer_requests, models, mutations, predict_requests, predict_twins
-from workers.infer_decode import decode_infer
-from workers.infer_form import InferForm
-from workers.model import Model
-from workers.predict_codec import PredictForm, decode_predict
-from workers.requests import Decoded
-from workers.template import find_template, remember_template
-from workers.tensors import Piece
 
 DECODERS = {Method.MODEL_INFER: decode_infer, Method.PREDICT: decode_predict}
 

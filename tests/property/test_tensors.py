@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
+from nexus_grpc.worker.infer_decode import decode_infer
+from nexus_grpc.worker.requests import Timings
+from nexus_grpc.worker.results import BatchResult
+from nexus_grpc.worker.tensors import DATATYPES, Array, Datatype, decode_bytes_tensor, encode_bytes_tensor, text_array
 from tests.unit.support import model_of, spec
-from workers.infer_decode import decode_infer
-from workers.requests import Timings
-from workers.results import BatchResult
-from workers.tensors import DATATYPES, Array, Datatype, decode_bytes_tensor, encode_bytes_tensor, text_array
 
 TEXT = st.text(max_size=8)
 

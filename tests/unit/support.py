@@ -19,11 +19,11 @@ from nexus_grpc.ipc.oversize import new_side_sockets
 from nexus_grpc.ipc.record import REQUEST_HEADER
 from nexus_grpc.ipc.ring import RingConsumer, RingProducer, new_bell
 from nexus_grpc.pb.inference import model_config_pb2 as config_pb
-from workers.link import FrontLink
-from workers.loader import LoadOrder
-from workers.model import Model, QueuePolicy, TensorSpec
-from workers.requests import Request
-from workers.tensors import BY_NAME, Array
+from nexus_grpc.worker.link import FrontLink
+from nexus_grpc.worker.loader import LoadOrder
+from nexus_grpc.worker.model import Model, QueuePolicy, TensorSpec
+from nexus_grpc.worker.requests import Request
+from nexus_grpc.worker.tensors import BY_NAME, Array
 
 ROOT = Path(__file__).resolve().parents[2]
 RING_BYTES = 64 << 10

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from nexus_grpc.client import InvalidInput, NexusClientError, codec
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
-from workers.tensors import BY_NAME, decode_bytes_tensor
+from nexus_grpc.worker.tensors import BY_NAME, decode_bytes_tensor
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 NUMBERS = st.one_of(

@@ -9,7 +9,7 @@ from nexus_grpc.ipc.stats import MODEL_SLOTS
 from nexus_grpc.model_config import Isolation, ModelPolicy
 from nexus_grpc.repository import ModelEntry, VersionEntry
 from nexus_grpc.supervisor.catalogue import LOAD_CRASHES_MAX, LOADING, READY, UNAVAILABLE, UNLOADED, Catalogue, place
-from workers.loader import LoadOrder
+from nexus_grpc.worker.loader import LoadOrder
 
 
 def model(

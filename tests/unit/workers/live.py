@@ -24,10 +24,10 @@ from nexus_grpc.ipc.segment import create_segment
 from nexus_grpc.ipc.snapshots import ModelSnapshot
 from nexus_grpc.ipc.stats import PageKind, create_page, open_page, read_model
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
+from nexus_grpc.worker.model import Model, Run
+from nexus_grpc.worker.tensors import Array
+from nexus_grpc.worker.worker import Worker
 from tests.unit.support import POLICY, RING_BYTES, Graph, RecordedFlight
-from workers.model import Model, Run
-from workers.tensors import Array
-from workers.worker import Worker
 
 FLOAT = TensorProto.FLOAT
 WAIT_S = 20.0

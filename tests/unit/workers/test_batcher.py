@@ -1,10 +1,10 @@
 """Which requests run together."""
 
 from nexus_grpc.ipc.segment import TABLE_ENTRIES
+from nexus_grpc.worker.batcher import Batcher
+from nexus_grpc.worker.model import Model, QueuePolicy
+from nexus_grpc.worker.requests import Request
 from tests.unit.support import model_of, waiting_request
-from workers.batcher import Batcher
-from workers.model import Model, QueuePolicy
-from workers.requests import Request
 
 
 def batcher_of(*models: Model) -> Batcher:

@@ -8,9 +8,9 @@ import pytest
 
 from nexus_grpc.ipc.errors import ModelNotServable
 from nexus_grpc.model_config import DecisionPolicy
+from nexus_grpc.worker.decisions import decision_of, verdict
+from nexus_grpc.worker.model import Model
 from tests.unit.support import floats, model_of, spec
-from workers.decisions import decision_of, verdict
-from workers.model import Model
 
 
 def classifier(classes: int = 2, datatype: str = "FP32", **policy: Any) -> Model:

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.ipc.wire import length_prefix
 from nexus_grpc.pb.nexus.v1 import inference_pb2, rest_pb2
-from tests.unit.support import model_of, spec
-from workers.http_bodies import (
+from nexus_grpc.worker.http_bodies import (
     ApiBatchPredictBody,
     ApiPredictBody,
     InferBody,
@@ -23,14 +22,15 @@ from workers.http_bodies import (
     V2Output,
     json_of,
 )
-from workers.http_decode import (
+from nexus_grpc.worker.http_decode import (
     decode_api_batch_predict,
     decode_api_predict,
     decode_http_predict,
     decode_v1_infer,
     decode_v2_infer,
 )
-from workers.predict_codec import decode_predict
+from nexus_grpc.worker.predict_codec import decode_predict
+from tests.unit.support import model_of, spec
 
 DECODERS = [
     decode_http_predict,

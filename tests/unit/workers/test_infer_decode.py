@@ -7,12 +7,12 @@ import pytest
 
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
+from nexus_grpc.worker.infer_decode import decode_infer
+from nexus_grpc.worker.infer_form import InferForm
+from nexus_grpc.worker.model import Model
+from nexus_grpc.worker.requests import Decoded
+from nexus_grpc.worker.tensors import DATATYPES
 from tests.unit.support import model_of, spec
-from workers.infer_decode import decode_infer
-from workers.infer_form import InferForm
-from workers.model import Model
-from workers.requests import Decoded
-from workers.tensors import DATATYPES
 
 ROW = np.array([1.5, -2.0], dtype=np.float32).tobytes()
 TEXT = b"\1\0\0\0a\2\0\0\0\xc3\xa4"

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
+from nexus_grpc.worker.infer_form import InferForm, RequestedOutput
+from nexus_grpc.worker.model import Model
+from nexus_grpc.worker.requests import Timings
+from nexus_grpc.worker.results import BatchResult
+from nexus_grpc.worker.tensors import Array, text_array
 from tests.unit.support import model_of, spec
-from workers.infer_form import InferForm, RequestedOutput
-from workers.model import Model
-from workers.requests import Timings
-from workers.results import BatchResult
-from workers.tensors import Array, text_array
 
 TIMINGS = Timings(1, 2, 3, 4)
 TENSOR = np.arange(6, dtype=np.float32).reshape(3, 2)

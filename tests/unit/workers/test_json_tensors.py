@@ -6,9 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus_grpc.ipc.errors import InvalidInput
+from nexus_grpc.worker.json_tensors import (
+    flatten,
+    full_tensor,
+    json_piece,
+    json_values,
+    nested,
+    number_piece,
+    row_tensor,
+)
+from nexus_grpc.worker.tensors import BY_NAME
 from tests.unit.support import model_of, spec
-from workers.json_tensors import flatten, full_tensor, json_piece, json_values, nested, number_piece, row_tensor
-from workers.tensors import BY_NAME
 
 INTEGERS = ["INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"]
 

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from nexus_grpc.ipc.errors import ModelNotServable
 from nexus_grpc.model_config import parse_config
 from nexus_grpc.pb.inference import model_config_pb2 as config_pb
+from nexus_grpc.worker.loader import config_of, load_model, metadata_of
 from tests.unit.support import POLICY, ROOT, Graph, floats, load_order, one_node
-from workers.loader import config_of, load_model, metadata_of
 
 FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING
 AXIS_0 = numpy_helper.from_array(np.array(0, dtype=np.int64), "axis")
@@ -272,7 +272,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from tests.unit.support import load_order
-from workers.loader import load_model
+from nexus_grpc.worker.loader import load_model
 order = load_order(sys.argv[1])
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + (360 << 20), resource.RLIM_INFINITY))

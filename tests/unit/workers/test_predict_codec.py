@@ -7,12 +7,12 @@ import pytest
 
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as pb
+from nexus_grpc.worker.model import Model
+from nexus_grpc.worker.predict_codec import cast_features, decode_batch_predict, decode_predict
+from nexus_grpc.worker.requests import Decoded, Timings
+from nexus_grpc.worker.results import BatchResult
+from nexus_grpc.worker.tensors import DATATYPES, Array
 from tests.unit.support import model_of, spec
-from workers.model import Model
-from workers.predict_codec import cast_features, decode_batch_predict, decode_predict
-from workers.requests import Decoded, Timings
-from workers.results import BatchResult
-from workers.tensors import DATATYPES, Array
 
 NUMBERS = [row.name for row in DATATYPES if row.name != "BYTES"]
 TIMINGS = Timings(1, 2, 3, 4000)

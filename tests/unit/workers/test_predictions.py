@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from nexus_grpc.ipc.stats import PREDICTION_BUCKETS
+from nexus_grpc.worker.model import Model
+from nexus_grpc.worker.predictions import count_predictions, prediction_labels
+from nexus_grpc.worker.results import BatchResult
+from nexus_grpc.worker.tensors import Array
 from tests.unit.support import model_of, spec
-from workers.model import Model
-from workers.predictions import count_predictions, prediction_labels
-from workers.results import BatchResult
-from workers.tensors import Array
 
 
 def counted(model: Model, *outputs: Array) -> dict[str, int]:

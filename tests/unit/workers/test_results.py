@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from nexus_grpc.worker.results import BatchResult, top_classes
 from tests.unit.support import model_of, spec
-from workers.results import BatchResult, top_classes
 
 
 def test_rows_of_a_batch() -> None:

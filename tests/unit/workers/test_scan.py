@@ -10,6 +10,8 @@ import onnxruntime as ort
 import pytest
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from nexus_grpc.worker.known_ops import CONTRIB_OPS, IR_VERSION_MAX, OPSET_MAX
+from nexus_grpc.worker.scan import NotOnnx, ScanRefused, scan, scan_file
 from tests.harness import MODELS
 from tests.integration.bad_models import (
     FLOAT,
@@ -21,8 +23,6 @@ from tests.integration.bad_models import (
     good,
     model_of,
 )
-from workers.known_ops import CONTRIB_OPS, IR_VERSION_MAX, OPSET_MAX
-from workers.scan import NotOnnx, ScanRefused, scan, scan_file
 
 RELU = helper.make_node("Relu", ["x"], ["y"])
 

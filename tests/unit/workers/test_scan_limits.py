@@ -3,10 +3,10 @@
 import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from nexus_grpc.worker import scan as scanning
+from nexus_grpc.worker.scan import CALLS_DEEP_MAX, DEPTH_MAX, NAME_MAX_CHARACTERS, RANK_MAX, scan
 from tests.integration.bad_models import FLOAT, dims_bomb, floats, good, model_of
 from tests.unit.workers.test_scan import RELU, refusal
-from workers import scan as scanning
-from workers.scan import CALLS_DEEP_MAX, DEPTH_MAX, NAME_MAX_CHARACTERS, RANK_MAX, scan
 
 
 def test_a_bomb_of_dims_is_refused() -> None:

@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from nexus_grpc.ipc.errors import InferenceFailed, InvalidInput, ModelNotServable
+from nexus_grpc.worker.session import as_served, available_providers, onnxruntime_version, open_session
 from tests.unit.support import Graph, floats, one_node, spec
-from workers.session import as_served, available_providers, onnxruntime_version, open_session
 
 FLOAT = TensorProto.FLOAT
 

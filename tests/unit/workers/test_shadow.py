@@ -11,13 +11,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nexus_grpc.ipc.snapshots import ModelSnapshot
 from nexus_grpc.ipc.stats import PageKind, WorkerStats, create_page, open_page, read_model
+from nexus_grpc.worker.assembly import checked
+from nexus_grpc.worker.loader import load_model
+from nexus_grpc.worker.model import Model
+from nexus_grpc.worker.shadow import BACKLOG_BYTES, BACKLOG_MAX, Shadows
+from nexus_grpc.worker.tensors import Array, text_array
 from tests.unit.support import Graph, floats, load_order, one_node
 from tests.unit.workers.live import LiveWorker, times, wait_for, worker
-from workers.assembly import checked
-from workers.loader import load_model
-from workers.model import Model
-from workers.shadow import BACKLOG_BYTES, BACKLOG_MAX, Shadows
-from workers.tensors import Array, text_array
 
 __all__ = ["worker"]
 

@@ -3,9 +3,16 @@
 import pytest
 
 from nexus_grpc.ipc.errors import InvalidInput
+from nexus_grpc.worker.model import Shape, TensorSpec
+from nexus_grpc.worker.shapes import (
+    EMPTY_TENSOR_MAX,
+    check_missing,
+    check_shape,
+    common_rows,
+    feature_count,
+    resolve_row,
+)
 from tests.unit.support import model_of, spec
-from workers.model import Shape, TensorSpec
-from workers.shapes import EMPTY_TENSOR_MAX, check_missing, check_shape, common_rows, feature_count, resolve_row
 
 PAIR = spec("x", "FP32", -1, 2)
 SEQUENCE = spec("x", "FP32", -1, -1)

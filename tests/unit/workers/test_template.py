@@ -9,11 +9,11 @@ from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.wire import length_prefix
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as predict_pb
+from nexus_grpc.worker.infer_decode import decode_infer
+from nexus_grpc.worker.model import Model
+from nexus_grpc.worker.predict_codec import decode_predict
+from nexus_grpc.worker.template import TEMPLATES_MAX, find_template, remember_template
 from tests.unit.support import model_of, spec
-from workers.infer_decode import decode_infer
-from workers.model import Model
-from workers.predict_codec import decode_predict
-from workers.template import TEMPLATES_MAX, find_template, remember_template
 
 
 def infer(values: list[float], request_id: str = "id", rows: int = 1, **fields: object) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.pb.inference import model_config_pb2 as config_pb
-from workers.tensors import (
+from nexus_grpc.worker.tensors import (
     BY_NAME,
     BY_ONNX,
     DATATYPES,

@@ -7,10 +7,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from nexus_grpc.ipc.errors import Code
+from nexus_grpc.worker.loop import PREDICTED_MAX
+from nexus_grpc.worker.model import DEFAULT_VARIANT
 from tests.unit.support import Graph
 from tests.unit.workers.live import LiveWorker, times, wait_for, worker
-from workers.loop import PREDICTED_MAX
-from workers.model import DEFAULT_VARIANT
 
 __all__ = ["worker"]
 
