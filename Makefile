@@ -5,16 +5,20 @@ BIN := $(VENV)/bin
 PROTOS := $(shell find proto -name '*.proto') proto/build.py
 # Extra options for the server, the tests or the benchmark: make serve ARGS="--workers 2"
 ARGS ?=
+# COMPILE=0 leaves the hot path as it is in the sources: a quicker set-up, a fifth more CPU per request.
+COMPILE ?= 1
 
-.PHONY: help setup serve test check format bench tools openapi models lock sbom clean
+.PHONY: help setup serve test check format bench tools openapi models lock wheel sbom clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: $(VENV)/.runtime  ## make .venv with the server, its pinned dependencies and the compiled hot path
+ifneq ($(COMPILE),0)
 	@$(BIN)/python -m nexus_grpc.compiled.build
+endif
 
-serve: $(VENV)/.compiled  ## serve models/ on 127.0.0.1, gRPC on 8001, REST on 8080 (ARGS="--help" lists the options)
+serve: $(VENV)/$(if $(filter 0,$(COMPILE)),.runtime,.compiled)  ## serve models/ on 127.0.0.1, gRPC on 8001, REST on 8080 (ARGS="--help" lists the options)
 	@exec $(BIN)/nexus serve $(ARGS)
 
 test: $(VENV)/.dev setup tools  ## run all tests (ARGS="tests/unit -k ring" for some)
@@ -51,12 +55,16 @@ lock: $(VENV)/.dev  ## resolve the dependencies anew into the lock files
 	$(BIN)/uv pip compile -q pyproject.toml --all-extras --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 
+wheel: $(VENV)/.runtime  ## make dist/*.whl, with the hot path compiled for this machine's Python (COMPILE=0: for any)
+	NEXUS_COMPILE=$(COMPILE) $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+	@ls dist/*.whl
+
 sbom: $(VENV)/.dev  ## make sbom.cdx.json, the bill of materials of what is shipped (CycloneDX)
 	@$(BIN)/python -W ignore -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml --output-reproducible \
 	  -o sbom.cdx.json
 
 clean:  ## remove everything that was built
-	rm -rf $(VENV) .tools sbom.cdx.json nexus_grpc/compiled/lib nexus_grpc/pb/inference nexus_grpc/pb/nexus *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .tools sbom.cdx.json nexus_grpc/compiled/lib nexus_grpc/compiled/build.log build dist nexus_grpc/pb/inference nexus_grpc/pb/nexus *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'

@@ -81,11 +81,62 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr(build, "why_not", lambda: "not built")
     for ci, code in (("false", 0), ("true", 1)):
         monkeypatch.setenv("CI", ci)
-        assert build.main() == code
-    assert re.search(r"no-such-compiler.*works all the same", capsys.readouterr().err)
+        assert build.main([]) == code
+    assert re.search(r"no-such-compiler.*runs its sources all the same", capsys.readouterr().err)
 
 
 def test_there_is_a_compiler_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a build that silently does nothing is seen."""
     if shutil.which("cc") or shutil.which("gcc"):
         assert build.missing() == ""
+
+
+@pytest.fixture
+def failing_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A compiler that finds every file wrong, and a place of its own for what is built."""
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho 'x.c:1:2: error: nothing pleases me' >&2; exit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("CI", "false")
+    monkeypatch.setattr(build, "LIBRARY", tmp_path / "lib")
+    monkeypatch.setattr(build, "LOG", tmp_path / "build.log")
+    monkeypatch.setattr(build, "why_not", lambda: "not built")
+    return tmp_path
+
+
+def test_a_compiler_that_fails(failing_compiler: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line that says what it said, and where the rest is; nothing half-built is left."""
+    assert build.main([]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("compiling ")]
+    assert len(lines) == 1
+    assert re.search(r"not compiled: .*error.*build\.log.*runs its sources", lines[0])
+    assert "nothing pleases me" in (failing_compiler / "build.log").read_text()
+    assert sorted(path.name for path in failing_compiler.iterdir()) == ["build.log", "cc"]
+
+
+@pytest.mark.parametrize("error", [build.Failed("x.c: error"), PermissionError("lib: read-only"), KeyboardInterrupt()])
+def test_what_goes_wrong_is_an_error_only_where_it_must_not(
+    failing_compiler: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(work: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(build, "build_apart", fail)
+    interrupted = isinstance(error, KeyboardInterrupt)
+    assert build.main([]) == int(interrupted)
+    assert build.main(["--require"]) == 1
+    monkeypatch.setenv("CI", "true")
+    assert build.main([]) == 1
+
+
+@pytest.mark.parametrize("lacking", ["mypyc", "setuptools"])
+def test_without_what_compiles_python(
+    lacking: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find_spec = build.importlib.util.find_spec
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None if name == lacking else find_spec(name))
+    monkeypatch.setattr(build, "why_not", lambda: "not built")
+    monkeypatch.setenv("CI", "false")
+    assert build.main([]) == 0
+    assert f"not compiled: there is no {lacking}" in capsys.readouterr().err
