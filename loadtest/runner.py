@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import onnxruntime as ort
-
 from loadtest import big_model, h2load, overload, payloads, processes, wrk
 from loadtest.clients import VerificationError, verify, verify_rest
 from loadtest.h2load import H2loadError
@@ -16,6 +14,7 @@ from loadtest.payloads import BATCH_ROWS, Expected
 from loadtest.plan import Result, Row, call_of
 from loadtest.processes import Server
 from loadtest.wrk import WrkError
+from nexus_grpc.worker.onnx_runtime import ort
 
 IDLE_REST_S, IDLE_S = 3.0, 10.0
 # How much the answers of a row may fall short of the verified one in size: latency_ms and the timestamp vary in length.

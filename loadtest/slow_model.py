@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from nexus_grpc.pb.inference import grpc_service_pb2 as oip
+from nexus_grpc.worker.onnx_runtime import ort
 
 NAME = "slow"
 WIDTH = 64

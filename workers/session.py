@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: the only module that imports onnxruntime.
+"""ONNX Runtime sessions.
 
 Opens a model file, says what its inputs and outputs are, and runs it. Sequence-of-maps outputs (scikit-learn
 classifiers exported with ZipMap) become a `probabilities` tensor, one column per class, and the label output beside
@@ -9,11 +9,11 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from nexus_grpc.ipc.errors import InferenceFailed, InvalidInput, ModelNotServable
 
 from .model import Run, Shape, TensorSpec, zeros
+from .onnx_runtime import ort
 from .tensors import BY_NAME, BY_ONNX, BYTES, Array, Datatype
 
 SEQUENCE_OF_MAPS = {"seq(map(string,tensor(float)))", "seq(map(int64,tensor(float)))"}

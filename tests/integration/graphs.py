@@ -5,9 +5,9 @@ import pathlib
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from nexus_grpc.worker.onnx_runtime import ort
 from tests.harness import MODELS
 
 # Loop turns that take about a second (measured: 0.5 to 2 s on cloud cores). Tests that need precision measure it.

@@ -11,8 +11,9 @@ from typing import Any
 
 import grpc
 import numpy as np
-import onnxruntime as ort
 import pytest
+
+from nexus_grpc.worker.onnx_runtime import ort
 
 # loadtest/ is not part of the installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

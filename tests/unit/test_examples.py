@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 import pytest
 from google.protobuf import text_format
 from sklearn.datasets import load_iris
 
 from nexus_grpc.pb.inference import model_config_pb2
+from nexus_grpc.worker.onnx_runtime import ort
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 

@@ -187,7 +187,7 @@ def test_every_thread_is_confined() -> None:
                           for thread in os.listdir("/proc/self/task")]))
         """,
         before="""
-        import onnxruntime
+        import nexus_grpc.worker.onnx_runtime
         for _ in range(3):
             threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
         """,

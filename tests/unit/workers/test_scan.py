@@ -6,11 +6,11 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-import onnxruntime as ort
 import pytest
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from nexus_grpc.worker.known_ops import CONTRIB_OPS, IR_VERSION_MAX, OPSET_MAX
+from nexus_grpc.worker.onnx_runtime import ort
 from nexus_grpc.worker.scan import NotOnnx, ScanRefused, scan, scan_file
 from tests.harness import MODELS
 from tests.integration.bad_models import (
