@@ -1,5 +1,8 @@
 """Logging: one event per line on standard error, as JSON for machines or as text for people.
 
+A child's own standard error is a pipe to the supervisor, which makes events of what libraries write there
+(supervisor/log_pump.py); a child that logs gets the supervisor's besides, for its lines (`write_to`).
+
 Every line has `timestamp` (RFC 3339, UTC), `level`, `event`, `role`, `index` and `pid`. Logging never raises and never
 blocks a request: odd values are written as text, and a closed standard error is put up with.
 """
@@ -26,11 +29,17 @@ FAILURES_PER_SECOND_MAX = 100
 VALUE_CHARS_MAX = 4096
 
 
-class _Stderr:
-    """Writes whole lines to the present sys.stderr; a closed pipe loses lines, not the server."""
+# Where the lines go, if not to standard error; what writes them for people, if it is not to be JSON; the lowest level.
+_own_stream: TextIO | None = None
+_for_people: structlog.dev.ConsoleRenderer | None = None
+_lowest = LEVELS["info"]
+
+
+class _Output:
+    """Writes whole lines to the log, by the present sys.stderr; a closed pipe loses lines, not the server."""
 
     def msg(self, message: str) -> None:
-        stream: TextIO | None = sys.stderr
+        stream = _stream()
         if stream is None:
             return
         try:
@@ -44,6 +53,16 @@ class _Stderr:
     debug = info = warning = error = critical = msg
 
 
+def write_to(descriptor: int) -> None:
+    """Have this process's lines go there, and leave standard error to whatever libraries write."""
+    global _own_stream
+    _own_stream = os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace")
+
+
+def _stream() -> TextIO | None:
+    return _own_stream or sys.stderr
+
+
 def configure(format: LogFormat, level: str, role: Role, index: int = 0) -> None:
     """Sets up structlog for this process; call it once, first.
 
@@ -53,36 +72,56 @@ def configure(format: LogFormat, level: str, role: Role, index: int = 0) -> None
         role: what this process is.
         index: which of its role, from 0.
     """
+    global _for_people, _lowest
     about = {"role": role, "index": index, "pid": os.getpid()}
-    render: list[Processor] = [_render_json]
-    if format == "console":
-        colors = sys.stderr is not None and sys.stderr.isatty()
-        # No rich tracebacks with locals: they would print requests.
-        console = structlog.dev.ConsoleRenderer(
-            colors=colors, exception_formatter=structlog.dev.plain_traceback, pad_event_to=32
-        )
-        render = [_plain_values, console]
+    _for_people = _console() if format == "console" else None
+    to_json: list[Processor] = [structlog.processors.format_exc_info, _render_json]
+    _lowest = LEVELS.get(level, LEVELS["info"])
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             _stamper(about),
-            structlog.processors.format_exc_info if format == "json" else _keep,
-            *render,
+            *(to_json if _for_people is None else [_plain_values, _for_people]),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS.get(level, LEVELS["info"])),
-        logger_factory=lambda *_: _Stderr(),
+        wrapper_class=structlog.make_filtering_bound_logger(_lowest),
+        logger_factory=lambda *_: _Output(),
         cache_logger_on_first_use=False,
     )
+
+
+def _console() -> structlog.dev.ConsoleRenderer:
+    stream = _stream()
+    # No rich tracebacks with locals: they would print requests.
+    return structlog.dev.ConsoleRenderer(
+        colors=stream is not None and stream.isatty(),
+        exception_formatter=structlog.dev.plain_traceback,
+        pad_event_to=32,
+    )
+
+
+def is_json() -> bool:
+    """Whether lines are JSON."""
+    return _for_people is None
+
+
+def rendered(level: str, event: str, about: dict[str, Any]) -> bytes:
+    """The line for what another process said: `about` has its role, index and pid, and perhaps its timestamp.
+
+    Empty when events of this level are not logged.
+    """
+    if LEVELS.get(level, LEVELS["error"]) < _lowest:
+        return b""
+    entry = {"timestamp": rfc3339(time.time_ns()), "level": level, "event": event, **about}
+    line = (
+        _for_people(None, level, _plain_values(None, level, entry)) if _for_people else _render_json(None, level, entry)
+    )
+    return (line + "\n").encode("utf-8", "backslashreplace")
 
 
 def logger() -> structlog.typing.FilteringBoundLogger:
     """The logger of this process, as `configure` set it up."""
     bound: structlog.typing.FilteringBoundLogger = structlog.get_logger()
     return bound
-
-
-def _keep(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    return event
 
 
 def _stamper(about: dict[str, Any]) -> Processor:
@@ -109,7 +148,15 @@ def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
 
 
 def _plain_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    return {key: value if key == "exc_info" else _one_line(_simple(value)) for key, value in event.items()}
+    return {key: _plain(key, value) for key, value in event.items()}
+
+
+def _plain(key: str, value: object) -> object:
+    if key == "exc_info":
+        return value
+    if key == "exception":  # a traceback that came as text keeps its lines
+        return "\n".join(str(_one_line(line)) for line in _as_text(value).split("\n"))
+    return _one_line(_simple(value))
 
 
 def _one_line(value: object) -> object:

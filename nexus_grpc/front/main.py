@@ -1,10 +1,10 @@
-"""A front process: `python -m nexus_grpc.front.main CONTROL_FD`. Started by the supervisor only."""
+"""A front process: `python -m nexus_grpc.front.main CONTROL_FD LOG_FD`. Started by the supervisor only."""
 
 import os
 import sys
 import threading
 
-from nexus_grpc import compiled
+from nexus_grpc import compiled, logs
 from nexus_grpc.ipc.control import ChannelClosed, ControlChannel
 from nexus_grpc.ipc.process import control_socket, move_to_core, settle_memory, start_child
 
@@ -15,6 +15,7 @@ SWITCH_INTERVAL_S = 0.0005
 def main() -> None:
     channel = ControlChannel(control_socket(int(sys.argv[1])))
     hello, descriptors = channel.receive()
+    logs.write_to(int(sys.argv[2]))
     start_child("front", hello["index"], hello["supervisor_pid"], hello["cpus"])
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     if hello["compiled"]:
@@ -35,7 +36,6 @@ def main() -> None:
     move_to_core(hello["own_cpu"])
     front.run()
     # The core's threads have nothing left to say; an orderly interpreter exit could only hang on them.
-    sys.stderr.flush()
     os._exit(0)
 
 

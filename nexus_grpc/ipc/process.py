@@ -48,9 +48,11 @@ def start_child(role: str, index: int, supervisor_pid: int, cpus: list[int]) -> 
 
 def _die_of_thread(arguments: threading.ExceptHookArgs) -> None:
     """A process that lost a thread only looks alive: better dead, and replaced."""
-    sys.__excepthook__(arguments.exc_type, arguments.exc_value or arguments.exc_type(), arguments.exc_traceback)
-    sys.stderr.flush()
-    os._exit(EXIT_THREAD_DIED)
+    try:
+        sys.excepthook(arguments.exc_type, arguments.exc_value or arguments.exc_type(), arguments.exc_traceback)
+        sys.stderr.flush()  # which takes nothing when nobody reads it
+    finally:
+        os._exit(EXIT_THREAD_DIED)
 
 
 def move_to_core(core: int) -> None:

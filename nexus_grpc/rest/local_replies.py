@@ -27,7 +27,12 @@ REQUEST_ID = '%COALESCE({"operators": [{"command": "REQ", "param": "x-request-id
 _ACCESS_LOG = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"
 _LOG_FIELDS = {
     "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
+    "level": "info",
     "event": "http_request",
+    "role": "envoy",
+    "index": 0,
+    # The supervisor, which hands the lines on, puts Envoy's here (supervisor/foreign_log.py).
+    "pid": 0,
     "method": "%REQ(X-ENVOY-ORIGINAL-METHOD?:METHOD)%",
     "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
     "protocol": "%PROTOCOL%",

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from nexus_grpc.ipc.control import ChannelClosed, FrameReader, Message, encode_frame, receive_some
 from nexus_grpc.supervisor.environment import child_environment
+from nexus_grpc.supervisor.log_pump import STDERR, LogPump
 
 OnMessage = Callable[["Child", Message], None]
 OnExit = Callable[["Child", int], None]
@@ -36,19 +37,31 @@ class Child:
         self._outgoing: collections.deque[tuple[bytes, list[int]]] = collections.deque()
         self._loop = asyncio.get_running_loop()
 
-    def spawn(self, module: str) -> None:
-        """Start `python -m module`. Raises OSError when no process can be made."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.setblocking(False)
-        with theirs:
+    def spawn(self, module: str, *, logs: bool = False) -> None:
+        """Start `python -m module CONTROL_FD`, with LOG_FD besides for one that logs; what it writes to its standard
+        output and error becomes events of our log. Raises OSError when no process can be made.
+        """
+        pump = LogPump(self.role, self.index)
+        handed: list[int] = []
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            ours.setblocking(False)
+            handed.append(theirs.detach())
+            if logs:
+                handed.append(os.dup(STDERR))
             self._process = subprocess.Popen(
                 # -P: the working directory is data, not code.
-                [sys.executable, "-P", "-m", module, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-P", "-m", module, *map(str, handed)],
+                pass_fds=handed,
                 stdin=subprocess.DEVNULL,
+                stdout=pump.writer,
+                stderr=pump.writer,
                 env=child_environment(holds_models=self.role == "worker"),
             )
-        self.pid = self._process.pid
+            self.pid = self._process.pid
+        finally:
+            pump.begin(self.pid)
+            _close_all(handed)
         self._socket = ours
         self._pidfd = os.pidfd_open(self.pid)
         self._loop.add_reader(self._pidfd, self._exited)

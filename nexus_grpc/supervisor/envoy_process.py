@@ -12,23 +12,19 @@ from pathlib import Path
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor.environment import envoy_environment
 from nexus_grpc.supervisor.envoy_admin import Admin
-from nexus_grpc.supervisor.envoy_log import LogPump
+from nexus_grpc.supervisor.log_pump import LogPump
 
 _EXEC = Path(__file__).with_name("envoy_exec.py")
 PROCESS_NAME = "nexus: envoy 0"
 # Envoy's own events, in the shape of ours; access log lines come as the bootstrap says. %f is microseconds.
-_LOG_FORMATS = {
-    "json": (
-        '{"timestamp": "%Y-%m-%dT%H:%M:%S.%fZ", "level": "%l", "event": "%j", "role": "envoy", "index": 0, "pid": %P, '
-        '"logger": "%n"}'
-    ),
-    "console": "%Y-%m-%dT%H:%M:%S.%fZ [%l] %v role=envoy pid=%P",
-}
+_LOG_FORMAT = (
+    '{"timestamp": "%Y-%m-%dT%H:%M:%S.%fZ", "level": "%l", "event": "%j", "role": "envoy", "index": 0, "pid": %P, '
+    '"logger": "%n"}'
+)
 # Envoy says at info what every step of its start was.
 _LOG_LEVELS = {"debug": "info", "info": "warning", "warning": "warning", "error": "error"}
 # Envoy keeps access log lines back for 10 s, which is long for a person who looks for a request.
 LOG_FLUSH_MS = 500
-LOG_END_SECONDS = 2.0
 
 
 class EnvoyProcess:
@@ -39,7 +35,7 @@ class EnvoyProcess:
         self.code = 0
         self.exited = asyncio.Event()
         self.admin = Admin()
-        self._log = LogPump()
+        self._log = LogPump("envoy", 0, has_json=True)
         self._loop = asyncio.get_running_loop()
 
     def spawn(self, binary: str, bootstrap_fd: int, settings: Settings, threads: int, cores: Sequence[int]) -> None:
@@ -54,7 +50,7 @@ class EnvoyProcess:
             *("--drain-strategy", "immediate"),
             *("--log-level", _LOG_LEVELS[settings.log_level]),
             *("--component-log-level", "main:error"),  # it warns of every SIGTERM
-            *("--log-format", _LOG_FORMATS[settings.log_format]),
+            *("--log-format", _LOG_FORMAT),
             *("--file-flush-interval-msec", str(LOG_FLUSH_MS)),
         ]
         become = [sys.executable, "-I", "-S", str(_EXEC), str(os.getpid()), ",".join(map(str, cores)), PROCESS_NAME]
@@ -68,10 +64,9 @@ class EnvoyProcess:
                 env=envoy_environment(),
                 start_new_session=True,  # Ctrl-C is for the supervisor
             )
+            self.pid = self._process.pid
         finally:
-            os.close(self._log.writer)
-            self._log.start()
-        self.pid = self._process.pid
+            self._log.begin(self.pid)
         self._pidfd = os.pidfd_open(self.pid)
         self._loop.add_reader(self._pidfd, self._gone)
 
@@ -90,7 +85,7 @@ class EnvoyProcess:
     async def close(self) -> None:
         """After its exit: everything it said is handed on, nothing of it is left."""
         self.admin.close()
-        await asyncio.to_thread(self._log.join, LOG_END_SECONDS)
+        await asyncio.to_thread(self._log.drain)
 
     def _gone(self) -> None:
         self._loop.remove_reader(self._pidfd)

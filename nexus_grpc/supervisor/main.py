@@ -1,5 +1,7 @@
 """`nexus serve`: run the supervisor until it is told to stop."""
 
+import contextlib
+import os
 import sys
 
 import setproctitle
@@ -12,7 +14,7 @@ from nexus_grpc.ipc.segment import SegmentError
 from nexus_grpc.registry.open import open_registry
 from nexus_grpc.repository import scan
 from nexus_grpc.settings import Settings
-from nexus_grpc.supervisor import storage
+from nexus_grpc.supervisor import log_pump, storage
 from nexus_grpc.supervisor.data_folder import data_folder
 from nexus_grpc.supervisor.envoy_setup import check_sidecar
 from nexus_grpc.supervisor.ports import PortTaken
@@ -27,6 +29,7 @@ def run(settings: Settings) -> int:
     # In place of the command line, which may have a database's password in it.
     setproctitle.setproctitle("nexus: supervisor")
     keep_private()
+    _keep_standard_error()
     logs.configure(settings.log_format, settings.log_level, "supervisor")
     check_sidecar(settings)
     entries = scan(settings.model_repository)
@@ -42,3 +45,15 @@ def run(settings: Settings) -> int:
     except (PortTaken, SegmentError, StartFailed, StorageFailed, OSError) as error:
         print(f"nexus: {getattr(error, 'message', None) or error}", file=sys.stderr)
         return EXIT_FAILED
+    finally:
+        log_pump.finish()
+
+
+def _keep_standard_error() -> None:
+    """Where it was closed, the next file that is opened would be it, and the log would be written there."""
+    try:
+        os.fstat(log_pump.STDERR)
+    except OSError:
+        with contextlib.suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, log_pump.STDERR)

@@ -240,7 +240,7 @@ class Supervisor:
     def _spawn_front(self, front: FrontSlot) -> None:
         child = Child("front", front.index, front.generation, self._on_front_message, self._on_front_exit)
         front.begin(child)
-        child.spawn("nexus_grpc.front.main")
+        child.spawn("nexus_grpc.front.main", logs=True)
         own, others = cpus.front_cpus(self._cpus, front.index)
         envoy = self._sidecar.hello(front.index) if self._sidecar is not None else {}
         crowded = self._cpus if envoy and len(self._cpus) <= len(self._fronts) + len(self._workers) else []

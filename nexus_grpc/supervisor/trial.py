@@ -23,13 +23,13 @@ from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor.catalogue import Version
 from nexus_grpc.supervisor.child import exit_text
 from nexus_grpc.supervisor.environment import trial_environment
+from nexus_grpc.supervisor.log_pump import LogPump
 
 TRIAL_MODULE = "nexus_grpc.worker.trial"
 # Each has a session of its own in memory, and takes processor time from nexus_grpc.worker that serve.
 AT_ONCE_MAX = 2
 # The answer holds a model's config and metadata: labels of 16 MiB, base64, and escapes.
 ANSWER_BYTES_MAX = 64 << 20
-COMPLAINT_BYTES_KEPT = 4096
 MIB = 1 << 20
 
 _STEPS = {
@@ -74,9 +74,9 @@ async def try_model(path: str | Path, name: str, version: str, entry: ModelEntry
     """
     loop = asyncio.get_running_loop()
     async with _turns.setdefault(loop, asyncio.Semaphore(AT_ONCE_MAX)):
-        process = await _start()
+        process, log = await _start()
         try:
-            return await _Conversation(process, settings, f"version {version} of model '{name}'").run(
+            return await _Conversation(process, log, settings, f"version {version} of model '{name}'").run(
                 _order(path, version, entry, settings)
             )
         finally:
@@ -96,25 +96,32 @@ def _order(path: str | Path, version: str, entry: ModelEntry, settings: Settings
     return json.dumps(order).encode()
 
 
-async def _start() -> asyncio.subprocess.Process:
+async def _start() -> tuple[asyncio.subprocess.Process, LogPump]:
+    pid = 0
     try:
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
-            TRIAL_MODULE,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=trial_environment(),
-            # A group of its own, so that what it might start dies with it.
-            start_new_session=True,
-            limit=ANSWER_BYTES_MAX,
-        )
+        log = LogPump("trial", 0)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                "-m",
+                TRIAL_MODULE,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log.writer,
+                env=trial_environment(),
+                # A group of its own, so that what it might start dies with it.
+                start_new_session=True,
+                limit=ANSWER_BYTES_MAX,
+            )
+            pid = process.pid
+        finally:
+            log.begin(pid)
     except OSError as error:
         raise ModelUnavailable(
             f"no process can be started to try the model in ({error.strerror or error}); try again later"
         ) from None
+    return process, log
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -128,27 +135,24 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 class _Conversation:
     """One order, the steps, one answer."""
 
-    def __init__(self, process: asyncio.subprocess.Process, settings: Settings, title: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, log: LogPump, settings: Settings, title: str) -> None:
         self._process = process
+        self._log = log
         self._settings = settings
         self._title = title
         self._step = ""
-        self._complaint = b""
 
     async def run(self, order: bytes) -> Trial:
         """Raises NexusError when there is no Trial."""
-        reading = asyncio.create_task(self._read_complaint())
         try:
             async with asyncio.timeout(self._settings.trial_seconds):
                 answer = await self._talk(order)
                 if answer is None:
                     code = await self._process.wait()
-                    await reading
+                    await asyncio.to_thread(self._log.drain)
                     raise self._death(code)
         except TimeoutError:
             raise self._too_long() from None
-        finally:
-            reading.cancel()
         if answer.get("ok"):
             return Trial(answer["metadata"], answer["config"], answer["inputs"], answer["outputs"])
         raise self._refusal(answer.get("kind", ""), answer.get("message", ""))
@@ -170,12 +174,6 @@ class _Conversation:
                 return message  # type: ignore[no-any-return]
             self._step = message["step"]
         return None
-
-    async def _read_complaint(self) -> None:
-        """The end of what it says on standard error, which must be read for it not to block."""
-        assert self._process.stderr is not None
-        while chunk := await self._process.stderr.read(COMPLAINT_BYTES_KEPT):
-            self._complaint = (self._complaint + chunk)[-COMPLAINT_BYTES_KEPT:]
 
     # --- texts ---
 
@@ -202,7 +200,7 @@ class _Conversation:
         return _refused(f"{self._title}: {self._doing()} took longer than {seconds:g} s (trial_seconds)")
 
     def _death(self, code: int) -> NexusError:
-        complaint = self._complaint.decode("utf-8", "replace")
+        complaint = self._log.tail.decode("utf-8", "replace")
         if code == -signal.SIGXCPU:
             return _refused(f"{self._title}: {self._doing()} used up its processor time (trial_seconds)")
         if code < 0 and any(words in complaint for words in ("bad_alloc", "MemoryError", "out of memory")):
@@ -211,7 +209,7 @@ class _Conversation:
             # Nobody else kills it: our own SIGKILL comes after the answer.
             cause = ": the machine is out of memory, perhaps" if code == -signal.SIGKILL else ""
             return _refused(f"{self._title}: {self._doing()} crashed ({exit_text(code)}{cause})")
-        logger().error("the trial of a model failed by itself", model=self._title, exit=code, stderr=complaint)
+        logger().error("the trial of a model failed by itself", model=self._title, exit=code)
         return ModelUnavailable(
             f"{self._title} could not be tried: the process for it ended with {exit_text(code)}; see the server's log"
         )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nexus_grpc.ipc.errors import Code
-from nexus_grpc.logs import FAILURES_PER_SECOND_MAX, RequestLog, code_name, configure, logger, rfc3339
+from nexus_grpc.logs import FAILURES_PER_SECOND_MAX, RequestLog, code_name, configure, logger, rendered, rfc3339
 
 
 class Broken:
@@ -127,3 +127,26 @@ def test_failures_are_limited_per_second(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_code_name() -> None:
     assert (code_name(0), code_name(3), code_name(77)) == ("OK", "INVALID_ARGUMENT", "77")
+
+
+def test_what_another_process_said(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("json", "info", "supervisor")
+    assert rendered("debug", "left out", {}) == b""
+    line = json.loads(rendered("error", "gone", {"role": "worker", "index": 1, "pid": 7, "odd": b"\xff"}))
+    assert list(line) == ["timestamp", "level", "event", "role", "index", "pid", "odd"]
+    configure("console", "info", "supervisor")
+    text = rendered("info", "a\nb", {"role": "worker", "exception": "one\n\x1btwo", "timestamp": "T"}).decode()
+    assert text.startswith("T [info     ] a\\nb")
+    assert text.endswith("\none\n\\x1btwo\n")
+    assert capsys.readouterr().err == ""
+
+
+def test_lines_go_where_they_are_sent() -> None:
+    program = (
+        "import os, sys; from nexus_grpc import logs; reader, writer = os.pipe(); logs.write_to(writer)\n"
+        "logs.configure('json', 'info', 'front'); logs.logger().info('there'); sys.stderr.write('here')\n"
+        "print(os.read(reader, 1000).decode(), end='')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stderr == "here"
+    assert json.loads(done.stdout)["event"] == "there"
