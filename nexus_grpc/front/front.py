@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 import psutil
 
-from nexus_grpc import logs
+from nexus_grpc import logs, python_log
 from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.front.access import FrontAccess
 from nexus_grpc.front.catalogue import Catalogue
@@ -79,6 +79,7 @@ class Front:
     def __init__(self, channel: ControlChannel, hello: dict[str, Any], descriptors: list[int]) -> None:
         settings = _plain_settings(hello["settings"])
         logs.configure(settings.log_format, settings.log_level, "front", hello["index"])
+        python_log.capture()
         self._log = logs.logger()
         self._request_log = logs.RequestLog(settings.log_sample)
         self._channel = channel

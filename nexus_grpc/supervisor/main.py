@@ -7,7 +7,7 @@ import sys
 import setproctitle
 import uvloop
 
-from nexus_grpc import logs
+from nexus_grpc import logs, python_log
 from nexus_grpc.ipc.confinement import keep_private
 from nexus_grpc.ipc.errors import StorageFailed
 from nexus_grpc.ipc.segment import SegmentError
@@ -31,6 +31,7 @@ def run(settings: Settings) -> int:
     keep_private()
     _keep_standard_error()
     logs.configure(settings.log_format, settings.log_level, "supervisor")
+    python_log.capture()
     check_sidecar(settings)
     entries = scan(settings.model_repository)
 
