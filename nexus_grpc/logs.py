@@ -19,7 +19,8 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from nexus_grpc.ipc.errors import Code
 
-LogFormat = Literal["json", "console"]
+# Settings (settings.py) have put one of the others in place of `auto`.
+LogFormat = Literal["auto", "json", "console"]
 Role = Literal["supervisor", "front", "worker", "cli"]
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}

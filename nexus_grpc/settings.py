@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -124,8 +124,10 @@ class Settings(AccessSettings, OverloadSettings, BaseSettings):
         description="Cores the server may use, such as 0-3,6; all that affinity and the cgroup's limit allow if empty.",
     )
     data_dir: Path = Field(Path("data"), description="Folder for what the server itself writes: the registry.")
-    log_format: Literal["json", "console"] = Field(
-        "json", description="One JSON object per line, or text for people, on standard error."
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto",
+        description="What is written to standard error: json, an object per line; console, text for people; auto, text "
+        "where that is a terminal, else JSON.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least severe events that are logged."
@@ -205,6 +207,14 @@ class Settings(AccessSettings, OverloadSettings, BaseSettings):
     keep_previous_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = Field(
         600.0, description="How long a version that was replaced stays loaded, for an instant rollback, in seconds."
     )
+
+    @field_validator("log_format")
+    @classmethod
+    def _look_where_it_goes(cls, log_format: str) -> str:
+        """Decided here, once for all processes: the standard error of the others is a pipe."""
+        if log_format != "auto":
+            return log_format
+        return "console" if os.isatty(2) else "json"
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

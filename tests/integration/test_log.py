@@ -2,15 +2,18 @@
 
 import contextlib
 import json
+import os
 import pathlib
+import pty
 import signal
+import subprocess
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from tests.harness import Server, copy_models, running_server
+from tests.harness import NEXUS, Server, copy_models, free_port, running_server
 from tests.integration import graphs, rest, uploading
 from tests.integration.client import Client, iris_request, raw_request
 from tests.lifecycle import wait_for
@@ -111,3 +114,46 @@ def test_closed_standard_streams_are_put_up_with(tmp_path: pathlib.Path) -> None
     assert server.log_text() == ""
     for path in (tmp_path / "data").iterdir():
         assert b'"event"' not in path.read_bytes()
+
+
+def on_a_terminal(folder: pathlib.Path, *options: str) -> str:
+    """What a server with a terminal for standard error shows there from its start to its end."""
+    repository = copy_models(folder / "models", "iris")
+    ports = [f"--grpc-port={free_port()}", "--rest-port=0", "--metrics-port=0"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("NEXUS_")}
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [*NEXUS, "serve", f"--model-repository={repository}", "--workers=1", *ports, *options],
+        stdout=subprocess.DEVNULL,
+        stderr=terminal,
+        cwd=folder,
+        env={**environment, "GRPC_VERBOSITY": "debug"},
+    )
+    os.close(terminal)
+    shown = b""
+    try:
+        with contextlib.suppress(OSError):  # nobody has the terminal any more
+            while received := os.read(screen, 1 << 16):
+                shown += received
+                if b"serving" in received:
+                    process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(screen)
+    return shown.decode()
+
+
+def test_on_a_terminal_it_is_text(tmp_path: pathlib.Path) -> None:
+    lines = on_a_terminal(tmp_path).splitlines()
+    assert any("[" in line and "serving" in line and "\x1b[" in line for line in lines)
+    # A front's, which has a pipe for standard error, and a library's in it look the same.
+    assert any("DEBUG is not suitable" in line and "\x1b[" in line for line in lines)
+    assert not any(line.startswith("{") for line in lines)
+
+
+def test_on_a_terminal_it_is_json_if_that_is_asked_for(tmp_path: pathlib.Path) -> None:
+    lines = on_a_terminal(tmp_path, "--log-format=json").splitlines()
+    assert all(json.loads(line).keys() >= FIXED for line in lines)
+    assert any("serving" in line for line in lines)

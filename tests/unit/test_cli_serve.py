@@ -38,7 +38,7 @@ def test_help_shows_every_setting() -> None:
         assert flag_name(name) in words
         assert variable_name(name) in words
     assert "--config" in words
-    assert "json|console" in words
+    assert "auto|json|console" in words
 
 
 def test_only_what_was_given_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

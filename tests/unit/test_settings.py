@@ -77,6 +77,17 @@ def test_a_folder_for_a_file(tmp_path: Path) -> None:
     assert complaint(config=tmp_path).endswith("cannot be read: Is a directory")
 
 
+def test_the_log_format_is_decided_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "isatty", lambda descriptor: descriptor == 2)
+    assert load_settings({}).log_format == "console"
+    text = load_settings({"log_format": "auto"}).model_dump_json()
+    assert load_settings({"log_format": "json"}).log_format == "json"
+    monkeypatch.setattr(os, "isatty", lambda descriptor: False)
+    assert load_settings({}).log_format == "json"
+    assert load_settings({"log_format": "console"}).log_format == "console"
+    assert Settings.restore(text).log_format == "console"
+
+
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEXUS_WORKERS", "")
     assert load_settings({}).workers == 0
@@ -91,7 +102,7 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ("grpc_port", "0", "grpc_port = '0' (from --grpc-port): expected greater than or equal to 1"),
         ("metrics_port", "65536", "metrics_port = '65536' (from --metrics-port): expected less than or equal to 65535"),
         ("host", "", "host = '' (from --host): expected some text"),
-        ("log_format", "xml", "log_format = 'xml' (from --log-format): expected 'json' or 'console'"),
+        ("log_format", "xml", "log_format = 'xml' (from --log-format): expected 'auto', 'json' or 'console'"),
         ("log_sample", "1.5", "log_sample = '1.5' (from --log-sample): expected less than or equal to 1"),
         ("insecure_allow_anonymous", "?", "expected true or false"),
         ("watchdog_seconds", "nan", "watchdog_seconds = 'nan' (from --watchdog-seconds): expected"),

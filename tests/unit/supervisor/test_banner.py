@@ -124,7 +124,7 @@ def test_credentials_in_clear_text(given: dict[str, object], addresses: list[str
 
 
 def test_they_are_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
-    settings = load_settings({"model_repository": ".", "auth": "required", "host": "0.0.0.0"})
+    settings = load_settings({"model_repository": ".", "auth": "required", "host": "0.0.0.0", "log_format": "json"})
     logs.configure(settings.log_format, settings.log_level, "supervisor")
     announce(settings, catalogue_of(), [[0]], 0.1)
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
