@@ -105,13 +105,13 @@ def is_json() -> bool:
     return _for_people is None
 
 
-def rendered(level: str, event: str, about: dict[str, Any]) -> bytes:
-    """The line for what another process said: `about` has its role, index and pid, and perhaps its timestamp.
+def is_logged(level: str) -> bool:
+    """Whether events of this level are."""
+    return LEVELS.get(level, LEVELS["error"]) >= _lowest
 
-    Empty when events of this level are not logged.
-    """
-    if LEVELS.get(level, LEVELS["error"]) < _lowest:
-        return b""
+
+def rendered(level: str, event: str, about: dict[str, Any]) -> bytes:
+    """The line for what another process said: `about` has its role, index and pid, and perhaps its timestamp."""
     entry = {"timestamp": rfc3339(time.time_ns()), "level": level, "event": event, **about}
     line = (
         _for_people(None, level, _plain_values(None, level, entry)) if _for_people else _render_json(None, level, entry)

@@ -84,7 +84,7 @@ class ForeignLog:
         return self._written(self._gatherer.add(line[: logs.VALUE_CHARS_MAX]))
 
     def _our_line(self, line: bytes) -> bytes:
-        """For the log as it was set up; empty if it is not ours after all."""
+        """For the log as it was set up, whatever its level, which Envoy knows; empty if it is not ours after all."""
         line = self._with_pid(line)
         if logs.is_json():
             return line + b"\n"
@@ -111,6 +111,8 @@ class ForeignLog:
         return self._rendered("warning", fields)
 
     def _rendered(self, level: str, fields: dict[str, Any]) -> bytes:
+        if not logs.is_logged(level):
+            return b""
         about = {"role": self._role, "index": self._index, "pid": self.pid}
         return logs.rendered(level, str(fields.pop("event")), {**about, **fields})
 

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from nexus_grpc.ipc.errors import Code
-from nexus_grpc.logs import FAILURES_PER_SECOND_MAX, RequestLog, code_name, configure, logger, rendered, rfc3339
+from nexus_grpc.logs import (
+    FAILURES_PER_SECOND_MAX,
+    RequestLog,
+    code_name,
+    configure,
+    is_logged,
+    logger,
+    rendered,
+    rfc3339,
+)
 
 
 class Broken:
@@ -131,7 +140,11 @@ def test_code_name() -> None:
 
 def test_what_another_process_said(capsys: pytest.CaptureFixture[str]) -> None:
     configure("json", "info", "supervisor")
-    assert rendered("debug", "left out", {}) == b""
+    assert [level for level in ("debug", "info", "error", "critical") if is_logged(level)] == [
+        "info",
+        "error",
+        "critical",
+    ]
     line = json.loads(rendered("error", "gone", {"role": "worker", "index": 1, "pid": 7, "odd": b"\xff"}))
     assert list(line) == ["timestamp", "level", "event", "role", "index", "pid", "odd"]
     configure("console", "info", "supervisor")
