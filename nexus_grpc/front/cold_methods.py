@@ -16,6 +16,8 @@ from google.protobuf.message import Message
 
 from nexus_grpc.front.caller import check_request, without_hidden
 from nexus_grpc.front.catalogue import Catalogue, CatalogueEntry
+from nexus_grpc.front.hot_methods import REQUEST_ID_KEY, request_id_of
+from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.supervised import Caller, Supervised, caller_of, forwarded
 from nexus_grpc.ipc.errors import Code, InvalidInput, NexusError, Unsupported
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY, status_bytes
@@ -196,46 +198,56 @@ def _check_repository_request(request: Any, known: frozenset[str]) -> None:
             raise InvalidInput(f"parameter '{name}' must be a bool", field="parameters")
 
 
-def _handler(method: Any, service: Service) -> Callable[[Any, grpc.ServicerContext], Message]:
+def _handler(method: Any, service: Service, ids: RequestIds) -> Callable[[Any, grpc.ServicerContext], Message]:
     own = getattr(service, method.name, None)
     remote = functools.partial(service.forward, method)
 
     def handle(request: Any, context: grpc.ServicerContext) -> Message:
+        request_id = request_id_of(context.invocation_metadata() or (), ids).decode()
         try:
             check_request(request, method)
             answer: Message = own(request) if own is not None else remote(request, caller_of(context, "grpc"))
             answer = without_hidden(answer)
         except NexusError as error:
-            abort(context, error)
+            abort(context, error, request_id)
         except Exception as error:
             # A bug of ours: the client learns that, the log learns what.
-            structlog.get_logger().error("cold method failed", method=method.name, exc_info=error)
-            abort(context, NexusError(f"internal error in {method.name}; see the server's log"))
+            structlog.get_logger().error(
+                "cold method failed", method=method.name, request_id=request_id, exc_info=error
+            )
+            abort(context, NexusError(f"internal error in {method.name}; see the server's log"), request_id)
+        context.send_initial_metadata(((REQUEST_ID_KEY, request_id),))
         return answer
 
     return handle
 
 
-def abort(context: grpc.ServicerContext, error: NexusError) -> NoReturn:
-    """End a cold call with one of our errors. Does not return."""
+def abort(context: grpc.ServicerContext, error: NexusError, request_id: str = "") -> NoReturn:
+    """End a cold call with one of our errors, and the id by which people ask about it. Does not return."""
     code = error.code if error.code != Code.UNKNOWN else Code.INTERNAL
     context.set_trailing_metadata(((DETAILS_KEY, status_bytes(error)),))
+    if request_id:
+        context.send_initial_metadata(((REQUEST_ID_KEY, request_id),))
     context.abort(_STATUS[int(code)], error.message)
 
 
-def cold_handlers(service: Service, descriptor: Any, hot: frozenset[str] = frozenset()) -> grpc.GenericRpcHandler:
+def cold_handlers(
+    service: Service, descriptor: Any, ids: RequestIds, hot: frozenset[str] = frozenset()
+) -> grpc.GenericRpcHandler:
     """Handlers for every method of a service but the hot ones, from the proto itself.
 
     Args:
         service: has a method of its own, named like it, for each that the supervisor does not carry out.
         descriptor: the service's.
+        ids: for calls that bring no request id.
+        hot: methods that are served elsewhere.
     """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in descriptor.methods:
         if method.name not in hot:
             request_class = message_factory.GetMessageClass(method.input_type)
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-                _handler(method, service),
+                _handler(method, service, ids),
                 request_deserializer=request_class.FromString,
                 response_serializer=lambda message: message.SerializeToString(),
             )

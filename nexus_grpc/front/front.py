@@ -117,19 +117,19 @@ class Front:
         self._add_cold_methods()
 
     def _add_cold_methods(self) -> None:
-        supervised, serving = self._supervised, lambda: self._serving
+        supervised, serving, ids = self._supervised, lambda: self._serving, self._ids
         inference = InferenceService(self._catalogue, serving, supervised)
         models = ModelsService(self._catalogue, supervised, self._circuit_of)
         traffic = TrafficService(supervised)
         started_at_s = psutil.Process(os.getppid()).create_time()
         system = SystemService(self._catalogue, serving, lambda: len(self._workers), started_at_s, supervised)
         handlers = (
-            cold_handlers(inference, grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"], HOT),
-            cold_handlers(models, models_pb2.DESCRIPTOR.services_by_name["Models"], STREAMED),
-            cold_handlers(traffic, traffic_pb2.DESCRIPTOR.services_by_name["Traffic"]),
-            cold_handlers(system, system_pb2.DESCRIPTOR.services_by_name["System"]),
-            cold_rest_handlers(RestService(self._catalogue, models, system, traffic), self._ids),
-            *upload_handlers(self._settings, supervised, self._ids),
+            cold_handlers(inference, grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"], ids, HOT),
+            cold_handlers(models, models_pb2.DESCRIPTOR.services_by_name["Models"], ids, STREAMED),
+            cold_handlers(traffic, traffic_pb2.DESCRIPTOR.services_by_name["Traffic"], ids),
+            cold_handlers(system, system_pb2.DESCRIPTOR.services_by_name["System"], ids),
+            cold_rest_handlers(RestService(self._catalogue, models, system, traffic), ids),
+            *upload_handlers(self._settings, supervised, ids),
         )
         self._stock.add_generic_rpc_handlers(handlers)
 

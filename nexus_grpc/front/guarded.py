@@ -35,7 +35,7 @@ Further = Callable[[Identity], Headers]
 
 class _Telling:
     """A call's context whose answer, or error, carries more headers: with the former at its beginning, with the latter
-    at its end. All else is the context's own.
+    at its end, whichever is spoken of first. All else is the context's own.
     """
 
     def __init__(self, context: grpc.ServicerContext, headers: Headers) -> None:
@@ -48,22 +48,26 @@ class _Telling:
 
     def send_initial_metadata(self, metadata: tuple[Any, ...]) -> None:
         self._begun = True
-        self._context.send_initial_metadata((*metadata, *self._headers))
+        self._context.send_initial_metadata((*metadata, *self._once()))
 
     def set_trailing_metadata(self, metadata: tuple[Any, ...]) -> None:
-        self._context.set_trailing_metadata((*metadata, *(() if self._begun else self._headers)))
+        self._context.set_trailing_metadata((*metadata, *self._once()))
 
     def begin(self) -> None:
         """There is an answer."""
         if not self._begun:
             self.send_initial_metadata(())
 
+    def _once(self) -> Headers:
+        headers, self._headers = self._headers, ()
+        return headers
+
 
 class GateInterceptor(grpc.ServerInterceptor):
     """Args:
     admit: recognises callers (access/gate.py).
     further: what else a caller has to pass, such as a rate limit, and what its answers tell of that.
-    ids: for answers to REST callers who bring no request id.
+    ids: for answers to callers who bring no request id.
     """
 
     def __init__(self, admit: Admit, further: Further, ids: RequestIds) -> None:
@@ -107,9 +111,9 @@ class GateInterceptor(grpc.ServerInterceptor):
     def _refuse(self, path: str, error: NexusError, context: grpc.ServicerContext) -> bytes:
         """As the methods answer themselves: REST's by HttpBody."""
         headers = error.headers if isinstance(error, RateLimited) else ()
-        if not path.startswith(TWIN_PREFIX):
-            abort(_Telling(context, headers), error)  # type: ignore[arg-type]
         request_id = request_id_of(context.invocation_metadata() or (), self._ids).decode()
+        if not path.startswith(TWIN_PREFIX):
+            abort(_Telling(context, headers), error, request_id)  # type: ignore[arg-type]
         details = status_bytes(error)
         status = (HTTP_STATUS_KEY, str(http_status(error.code, error.reason)))
         context.send_initial_metadata(

@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from nexus_grpc.front.catalogue import Catalogue
 from nexus_grpc.front.cold_methods import HOT, REPOSITORY_OPERATIONS, InferenceService, cold_handlers
 from nexus_grpc.front.model_services import ModelsService, SystemService, server_version
+from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.supervised import json_of
 from nexus_grpc.front.traffic_service import TrafficService
 from nexus_grpc.ipc.errors import ModelUnavailable, NexusError, StateConflict
@@ -29,13 +30,15 @@ SYSTEM = system_pb2.DESCRIPTOR.services_by_name["System"]
 
 @pytest.fixture
 def channel(catalogue: Catalogue, supervisor: Supervisor) -> Iterator[grpc.Channel]:
-    server = grpc.server(ThreadPoolExecutor(2))
+    server, ids = grpc.server(ThreadPoolExecutor(2)), RequestIds(bytes(9))
     server.add_generic_rpc_handlers(
         (
-            cold_handlers(InferenceService(catalogue, lambda: True, supervisor), INFERENCE, HOT),
-            cold_handlers(ModelsService(catalogue, supervisor, lambda slot: "closed"), MODELS, frozenset({"Upload"})),
-            cold_handlers(TrafficService(supervisor), TRAFFIC),
-            cold_handlers(SystemService(catalogue, lambda: True, lambda: 1, 0.0, supervisor), SYSTEM),
+            cold_handlers(InferenceService(catalogue, lambda: True, supervisor), INFERENCE, ids, HOT),
+            cold_handlers(
+                ModelsService(catalogue, supervisor, lambda slot: "closed"), MODELS, ids, frozenset({"Upload"})
+            ),
+            cold_handlers(TrafficService(supervisor), TRAFFIC, ids),
+            cold_handlers(SystemService(catalogue, lambda: True, lambda: 1, 0.0, supervisor), SYSTEM, ids),
         )
     )
     port = server.add_insecure_port("127.0.0.1:0")
@@ -230,3 +233,16 @@ def test_a_server_that_stops_is_unavailable(channel: grpc.Channel, supervisor: S
 def test_an_error_without_a_code_of_its_own_is_internal(channel: grpc.Channel, supervisor: Supervisor) -> None:
     supervisor.result = NexusError("what is this?")
     assert refusal(channel, TRAFFIC, "Abort", traffic_pb2.AbortRequest()).code() == grpc.StatusCode.INTERNAL
+
+
+@pytest.mark.parametrize("name", ["iris", "no-such-model"])
+@pytest.mark.parametrize("sent", ["", "mine-7"])
+def test_every_answer_tells_its_request_id(channel: grpc.Channel, name: str, sent: str) -> None:
+    """Errors, too: it is what people ask about them by."""
+    invoke = channel.unary_unary("/inference.GRPCInferenceService/ModelMetadata")
+    metadata = (("x-request-id", sent),) if sent else ()
+    call = invoke.future(oip.ModelMetadataRequest(name=name).SerializeToString(), metadata=metadata, timeout=20)
+    assert (call.code() == grpc.StatusCode.OK) == (name == "iris")
+    (told,) = [value for key, value in call.initial_metadata() if key == "x-request-id"]
+    assert told == (sent or told)
+    assert len(told) >= len("mine-7")

@@ -167,6 +167,7 @@ def test_hot_methods_pass_the_gate_by_themselves(channel: grpc.Channel, handlers
         (path_of("SystemReload"), READER, "403", "PERMISSION_DENIED"),
         (path_of("ModelsList"), BUSY, "429", "RESOURCE_EXHAUSTED"),
     ],
+    ids=["list-without", "upload-without", "reload-without-scope", "list-too-often"],
 )
 def test_rest_callers_get_an_answer(
     channel: grpc.Channel, handlers: Handlers, path: str, key: str, status: str, code: str
@@ -208,3 +209,13 @@ def test_errors_tell_it_at_their_end(channel: grpc.Channel) -> None:
     trailing = list(error.trailing_metadata())
     assert [value for key, value in trailing if key == "ratelimit-remaining"] == ["7"]
     assert DETAILS_KEY in dict(trailing)
+
+
+@pytest.mark.parametrize("sent", ["", "mine-7"])
+def test_who_is_refused_has_an_id_to_ask_about_it(channel: grpc.Channel, sent: str) -> None:
+    metadata = (("x-request-id", sent),) if sent else ()
+    call = channel.unary_unary("/nexus.v1.Models/Info").future(b"", metadata=metadata, timeout=20)
+    assert call.code() == grpc.StatusCode.UNAUTHENTICATED
+    (told,) = [value for key, value in call.initial_metadata() if key == REQUEST_ID_KEY]
+    assert told == (sent or told)
+    assert told
