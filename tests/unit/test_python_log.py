@@ -64,3 +64,26 @@ def test_an_exception_that_python_ignores() -> None:
     [event] = events("class Bad:\n    def __del__(self): 1 / 0\nBad()\ngc.collect()")
     assert event["event"].startswith("Exception ignored in: <function Bad.__del__")
     assert event["exception"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_what_clients_send_is_no_traceback() -> None:
+    program = """
+log = logging.getLogger("grpc._cython.cygrpc")
+try: b"\\xa4".decode()
+except ValueError: log.exception("Invalid encoding on %s", b"x")
+logging.getLogger("grpc._server").error("after")
+"""
+    [event] = events(program)
+    assert event["event"] == "after"
+
+
+def test_a_flood_is_counted() -> None:
+    program = """
+from nexus_grpc import python_log
+for number in range(python_log.RECORDS_PER_SECOND_MAX + 900): logging.warning("again")
+import time; time.sleep(1.1); logging.warning("later")
+"""
+    said = events(program)
+    # A second may have begun meanwhile.
+    assert len(said) <= 2 * 100 + 1
+    assert len(said) + sum(event.get("left_out_count", 0) for event in said) == 1001
