@@ -21,6 +21,8 @@ LIBRARY = Path(__file__).parent / "lib"
 MANIFEST = "manifest.json"
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 ROOT = Path(__file__).resolve().parents[2]
+# In the repository, and where the package is installed.
+HOW = "`make setup`" if (ROOT / "Makefile").exists() else "`python -m nexus_grpc.compiled.build`"
 # The code of all modules, which their own libraries stand for.
 SHARED = "nexus_compiled__mypyc"
 MODULES = (
@@ -99,11 +101,11 @@ def why_not(folder: Path = LIBRARY) -> str:
         built = json.loads((folder / MANIFEST).read_text())
         current = manifest()
     except FileNotFoundError:
-        return "not built: `make setup` does it where there is a C compiler"
+        return f"not built: {HOW} does it where there is a C compiler"
     except (OSError, ValueError) as error:
         return f"unreadable: {error}"
     if built != current:
-        return "built from other sources, or for another Python: `make setup` builds them anew"
+        return f"built from other sources, or for another Python: {HOW} builds them anew"
     return ""
 
 

@@ -50,8 +50,8 @@ def missing() -> str:
     return ""
 
 
-def build(work: Path) -> None:
-    """Compile into `work`/lib, telling the stages on standard output. Raises what setuptools raises; may exit."""
+def build(work: Path, modules: list[str]) -> None:
+    """Compile modules into `work`/lib, telling the stages on standard output. Raises what setuptools does; may exit."""
     # Here, as neither is there where there is nothing to build with.
     from mypyc.build import mypycify
     from setuptools import Distribution  # type: ignore[import-untyped]
@@ -59,7 +59,7 @@ def build(work: Path) -> None:
     print("translate", flush=True)
     with contextlib.redirect_stdout(sys.stderr):
         extensions = mypycify(
-            [*MYPY_OPTIONS, *(str(source_of(module).relative_to(ROOT)) for module in MODULES)],
+            [*MYPY_OPTIONS, *(str(source_of(module).relative_to(ROOT)) for module in modules)],
             opt_level="2",
             debug_level="0",
             group_name="nexus_compiled",
@@ -78,7 +78,7 @@ def build(work: Path) -> None:
 def build_apart(work: Path) -> None:
     """`build` in a process of its own, with its stages shown. Raises Failed, OSError."""
     with open(LOG, "w", encoding="utf-8") as log:
-        command = [sys.executable, "-m", __spec__.name, "--into", str(work)]
+        command = [sys.executable, "-m", __spec__.name, "--into", str(work), *MODULES]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
         with process:
             try:
@@ -125,15 +125,16 @@ def main(options: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nexus_grpc.compiled.build", description=__doc__.splitlines()[0])
     parser.add_argument("--require", action="store_true", help="fail when it cannot be done (as CI=true does)")
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("modules", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args(options)
     if arguments.into:
-        build(arguments.into)
+        build(arguments.into, arguments.modules)
         return 0
     required = arguments.require or os.environ.get("CI") == "true"
     if not why_not():
         return 0
     if lacking := missing():
-        return give_up(f"there is no {lacking}", required=required)
+        return give_up(f"it takes {lacking}", required=required)
     begun_s = time.monotonic()
     try:
         # Beside lib/, so that it can be renamed into place.
