@@ -1,7 +1,11 @@
 """What `nexus serve` tells once it serves: what listens where, which models are ready, what to try."""
 
 import json
+import os
 import shlex
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -134,12 +138,26 @@ def _examples(settings: Settings, catalogue: Catalogue) -> list[str]:
     text = "" if settings.grpc_tls_certificate else " -plaintext"
     lines = [f"grpcurl{text}{header} -d {shlex.quote(request)} {address} nexus.v1.Inference/Predict"]
     if settings.rest_port:
-        lines.insert(0, f"curl {_rest(settings).split()[0]}/predict{header} --json {shlex.quote(request)}")
+        # Not --json, which curl has since 7.82.
+        body = f"-H 'content-type: application/json' -d {shlex.quote(request)}"
+        lines.insert(0, f"curl {_rest(settings).split()[0]}/predict{header} {body}")
     if header:
         # A registry's URL may have a password.
         where = "--registry-url …" if settings.registry_url else f"--data-dir {shlex.quote(str(settings.data_dir))}"
-        lines.insert(0, f"export NEXUS_API_KEY=$(nexus keys create me {where})")
+        lines.insert(0, f"export NEXUS_API_KEY=$({_command()} keys create me {where})")
     return lines
+
+
+def _command() -> str:
+    """`nexus` as a shell in this folder finds it."""
+    program = Path(sys.argv[0]).absolute()
+    if program.name != "nexus":
+        return f"{shlex.quote(sys.executable)} -m nexus_grpc.cli.main"
+    found = shutil.which("nexus")
+    if found and os.path.samefile(found, program):
+        return "nexus"
+    inside = program.is_relative_to(Path.cwd())
+    return shlex.quote(str(program.relative_to(Path.cwd()) if inside else program))
 
 
 def _example_request(catalogue: Catalogue) -> str:

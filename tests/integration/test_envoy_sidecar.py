@@ -75,7 +75,7 @@ def test_rest_answers(rest_server: Server) -> None:
 def test_it_is_announced_once_it_answers(rest_server: Server) -> None:
     [serving] = log_lines(rest_server, "serving")
     assert serving["rest"] == f"http://127.0.0.1:{rest_server.rest_port}"
-    line = f"curl http://127.0.0.1:{rest_server.rest_port}/predict --json"
+    line = f"curl http://127.0.0.1:{rest_server.rest_port}/predict -H 'content-type: application/json' -d"
     wait_for(lambda: line in rest_server.log_text(), "the start-up table has a curl line")
 
 

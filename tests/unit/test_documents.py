@@ -27,7 +27,7 @@ def block(kind: str) -> str:
 
 def test_the_commands_do_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    lines = [shlex.split(line, comments=True) for line in block("").splitlines()]
+    lines = [shlex.split(line, comments=True) for line in block("sh").splitlines()]
     assert [line[:3] for line in lines if line[2] == "create"] == [["nexus", "keys", "create"]] * 3
     for line in lines:
         result = CliRunner().invoke(app, line[1:])

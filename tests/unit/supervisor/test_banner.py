@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,8 @@ def test_rest(capsys: pytest.CaptureFixture[str]) -> None:
     loaded(catalogue, 1, [-1, 1])
     text = shown(catalogue, capsys, rest_port=9003, rest_host="::1")
     assert row(text, "REST") == "REST http://[::1]:9003"
-    assert """curl http://[::1]:9003/predict --json '{"model_id": "good", "features": [0.0]}'""" in text
+    assert "curl http://[::1]:9003/predict -H 'content-type: application/json' -d '{" in text
+    assert """ -d '{"model_id": "good", "features": [0.0]}'\n""" in text
     text = shown(catalogue, capsys, rest_port=9003, rest_tls_certificate="a.pem", rest_tls_key="b.pem")
     assert row(text, "REST") == "REST https://127.0.0.1:9003"
     assert "curl https://127.0.0.1:9003/predict" in text
@@ -139,8 +141,38 @@ def test_examples_have_the_credential_that_they_need(capsys: pytest.CaptureFixtu
     assert "NEXUS_API_KEY" not in shown(catalogue, capsys, auth="optional")
     tls = {"grpc_tls_certificate": "c.pem", "grpc_tls_key": "k.pem"}
     text = shown(catalogue, capsys, auth="required", **tls)
-    assert "export NEXUS_API_KEY=$(nexus keys create me --data-dir data)" in text
+    assert "nexus_grpc.cli.main keys create me --data-dir data)" in text
     assert row(text, "  curl ").count('-H "x-api-key: $NEXUS_API_KEY"') == 1
     assert row(text, "  grpcurl -H")
     assert "-plaintext" not in text
     assert "secret" not in shown(catalogue, capsys, auth="required", registry_url="postgresql://me:secret@host/db")
+
+
+@pytest.mark.parametrize(
+    ("argv0", "path", "command"),
+    [
+        ("{folder}/.venv/bin/nexus", "/usr/bin", ".venv/bin/nexus"),
+        ("{folder}/.venv/bin/nexus", "{folder}/.venv/bin", "nexus"),
+        ("/usr/lib/elsewhere/nexus", "/usr/bin", "/usr/lib/elsewhere/nexus"),
+        ("{folder}/nexus_grpc/cli/main.py", "/usr/bin", f"{sys.executable} -m nexus_grpc.cli.main"),
+    ],
+)
+def test_commands_are_told_as_this_shell_finds_them(
+    argv0: str,
+    path: str,
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """So that they can be pasted."""
+    program = tmp_path / ".venv" / "bin" / "nexus"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [argv0.format(folder=tmp_path), "serve"])
+    monkeypatch.setenv("PATH", path.format(folder=tmp_path))
+    catalogue = catalogue_of("good")
+    loaded(catalogue, 1, [-1, 1])
+    assert f"$({command} keys create me" in shown(catalogue, capsys, auth="required")
