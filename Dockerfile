@@ -13,20 +13,19 @@ RUN apt-get update -q \
 # The pinned dependencies first: they change less often than the code.
 COPY requirements.lock ./
 RUN .venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.lock
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY proto proto
 COPY envoy envoy
-COPY nexus_grpc nexus_grpc
 COPY workers workers
+COPY nexus_grpc nexus_grpc
+# The hot path compiled: here that it cannot be is an error.
 RUN .venv/bin/python proto/build.py \
- && .venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation -e . \
- && CI=true .venv/bin/python -m nexus_grpc.compiled.build \
- && .venv/bin/python -m compileall -q nexus_grpc workers
+ && NEXUS_COMPILE=1 .venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation .
 
 FROM python:3.11-slim-bookworm
 # A number, so that Kubernetes can check runAsNonRoot.
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin nexus && mkdir -p /models /data && chown 10001 /models /data
-COPY --from=build /app /app
+COPY --from=build /app/.venv /app/.venv
 WORKDIR /app
 # In a container, who can reach the ports is decided where they are published; hence the last two. The very last lets
 # callers do without a credential as long as NEXUS_AUTH is off, its default.
