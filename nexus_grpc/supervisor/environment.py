@@ -12,15 +12,16 @@ import re
 _SYSTEM = (
     "PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_[A-Z]+|TZ|TZDIR|TMPDIR|LD_LIBRARY_PATH|LD_PRELOAD|VIRTUAL_ENV|TERM"
 )
-# How Python starts; what measures its tests' coverage.
-_PYTHON = "PYTHON[A-Z]+|COVERAGE_[A-Z_]+|COV_CORE_[A-Z]+"
+_PYTHON = "PYTHON[A-Z]+"
+# What measures tests' coverage: not in workers, which could not write it down once they are confined.
+_COVERAGE = "COVERAGE_[A-Z_]+"
 # Allocators and numerical libraries.
 _MEMORY = "GLIBC_TUNABLES|MALLOC_[A-Z_]+|OMP_[A-Z_]+|OPENBLAS_[A-Z_]+|MKL_[A-Z_]+"
 # gRPC's own switches, and certificates of the servers that a front asks. No proxies: they come with passwords.
 _NETWORK = "GRPC_[A-Z_]+|SSL_CERT_FILE|SSL_CERT_DIR"
 
 _WORKER = re.compile(f"{_SYSTEM}|{_PYTHON}|{_MEMORY}|ORT_[A-Z_]+")
-_FRONT = re.compile(f"{_SYSTEM}|{_PYTHON}|{_MEMORY}|{_NETWORK}")
+_FRONT = re.compile(f"{_SYSTEM}|{_PYTHON}|{_COVERAGE}|{_MEMORY}|{_NETWORK}")
 _ENVOY = re.compile(f"{_SYSTEM}|{_NETWORK}|ENVOY_[A-Z_]+")
 # A file that somebody sends is tried as it is: no ORT_*, which steers onnxruntime.
 _TRIAL = re.compile("PATH|LD_LIBRARY_PATH|LANG|LC_ALL|TZ|TMPDIR|PYTHONPATH|PYTHONHOME")

@@ -66,9 +66,9 @@ def test_each_is_told_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in steering.items():
         monkeypatch.setenv(name, value)
     huge = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    shared = {**NEEDED, "OMP_NUM_THREADS": "2", "PYTHONUNBUFFERED": "1", "COVERAGE_PROCESS_START": "x"}
+    shared = {**NEEDED, "OMP_NUM_THREADS": "2", "PYTHONUNBUFFERED": "1"}
     assert WORKER() == {**shared, "ORT_LOGGING": "1", **huge}
-    assert FRONT() == {**shared, "GRPC_VERBOSITY": "debug"}
+    assert FRONT() == {**shared, "GRPC_VERBOSITY": "debug", "COVERAGE_PROCESS_START": "x"}
     assert envoy_environment() == {**NEEDED, "GRPC_VERBOSITY": "debug", "TZ": "UTC"}
     # What onnxruntime does with a stranger's file is not for the environment to say.
     own = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
