@@ -1,7 +1,10 @@
 """Fixtures shared by all tests: one running server per transport, with the demo models and those of graphs.py."""
 
+import contextlib
+import functools
 import pathlib
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -10,6 +13,11 @@ from tests.integration.client import Client
 from tests.integration.graphs import add_test_models
 
 TRANSPORTS = ("auto", "public")
+
+# Whoever starts tests in the background ignores Ctrl-C for them, and so for the programs that they start: with a
+# handler here, those get the default.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -26,11 +34,23 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def server(transport: str, repository: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def servers(repository: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    """(transport) → its server, started when it is first asked for, and there until the end."""
+    with contextlib.ExitStack() as running:
+
+        @functools.cache
+        def server_of(transport: str) -> Server:
+            folder = tmp_path_factory.mktemp(f"server-{transport}")
+            options = (f"--front-api={transport}", "--log-sample=1")
+            return running.enter_context(running_server(folder, *options, repository=repository))
+
+        yield server_of
+
+
+@pytest.fixture(scope="session")
+def server(transport: str, servers: Callable[[str], Server]) -> Server:
     """Shared by all tests of a transport: tests must leave it as it was. Logs every request."""
-    folder = tmp_path_factory.mktemp(f"server-{transport}")
-    with running_server(folder, f"--front-api={transport}", "--log-sample=1", repository=repository) as running:
-        yield running
+    return servers(transport)
 
 
 @pytest.fixture(scope="session")

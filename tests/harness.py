@@ -26,11 +26,28 @@ START_SECONDS = 40.0
 CI = os.environ.get("CI") == "true"
 
 
+def _candidates() -> Iterator[int]:
+    """Ports for this process alone, over and over: test processes that run side by side have a range each, below those
+    that the kernel gives to outgoing connections.
+    """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = PORTS.start + PORTS_PER_PROCESS * (number % (len(PORTS) // PORTS_PER_PROCESS))
+    while True:
+        yield from range(first, first + PORTS_PER_PROCESS)
+
+
+PORTS = range(10_000, 32_000)
+PORTS_PER_PROCESS = 2_000
+_ports = _candidates()
+
+
 def free_port() -> int:
-    """A port that nobody listens on now. Not reserved: two tests may race for it, which the server then reports."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and that no other test is told of for a while."""
+    for port in _ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("unreachable")
 
 
 def copy_models(target: pathlib.Path, *names: str) -> pathlib.Path:

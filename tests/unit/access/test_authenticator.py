@@ -18,6 +18,13 @@ ANONYMOUS = Identity("anonymous", Scope.PREDICT | Scope.READ)
 CERTIFICATE = Identity("cert:client", Scope.PREDICT)
 TEXT, KEY = new_key("webshop", NOW, expires_at=NOW + 100)
 OTHER_TEXT, OTHER = new_key("other", NOW)
+
+
+def shown(value: Any) -> str:
+    """A parameter's name: the same in every process, though the keys are not."""
+    return str(value)[:200].replace(TEXT, "KEY").replace(OTHER_TEXT, "OTHER")
+
+
 NO_TOKENS = JwtVerifier([], {})
 
 
@@ -68,6 +75,7 @@ def made() -> Made:
         (f"Bearer {TEXT}", TEXT),
         (f"Bearer {TEXT}".encode(), TEXT),
     ],
+    ids=shown,
 )
 def test_keys(made: Made, authorization: Any, api_key: Any) -> None:
     found = made.authenticator.identify(authorization, api_key, CERTIFICATE)
@@ -142,6 +150,7 @@ def test_without_anything() -> None:
         (f"Bearer {'x' * 100_000}", None, "longer than 16384"),
         (None, "nxk_" * 100_000, "longer than 16384"),
     ],
+    ids=shown,
 )
 def test_what_is_refused(made: Made, authorization: Any, api_key: Any, message: str) -> None:
     for _ in range(3):

@@ -41,7 +41,9 @@ def test_any_other_is_replaced(given: str | bytes) -> None:
     assert MADE.fullmatch(request_id_of((), RequestIds(bytes(9))).decode())
 
 
-@pytest.mark.parametrize("deadline", [None, math.inf, math.nan, 9.2e18, time.time() + 2e8])
+@pytest.mark.parametrize(
+    "deadline", [None, math.inf, math.nan, 9.2e18, time.time() + 2e8], ids=["none", "inf", "nan", "max", "years"]
+)
 def test_no_deadline(deadline: float | None) -> None:
     assert monotonic_deadline_ns(deadline, NOW_NS) == 0
 
