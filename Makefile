@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 PROTOS := $(shell find proto -name '*.proto') proto/build.py
 # Extra options for the server, the tests or the benchmark: make serve ARGS="--workers 2"
 ARGS ?=
+# Of the long tests: all, 1 to 7, or today's.
+PART ?= all
 # COMPILE=0 leaves the hot path as it is in the sources: a quicker set-up, a fifth more CPU per request.
 COMPILE ?= 1
 
-.PHONY: help setup serve test check format bench tools openapi models lock wheel sbom clean
+.PHONY: help setup serve test test-long test-wheel check format bench tools openapi models lock wheel sbom clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: $(VENV)/.runtime  ## make .venv with the server, its pinned dependencies and the compiled hot path
 ifneq ($(COMPILE),0)
@@ -21,8 +23,14 @@ endif
 serve: $(VENV)/$(if $(filter 0,$(COMPILE)),.runtime,.compiled)  ## serve models/ on 127.0.0.1, gRPC on 8001, REST on 8080 (ARGS="--help" lists the options)
 	@exec $(BIN)/nexus serve $(ARGS)
 
-test: $(VENV)/.dev setup tools  ## run all tests (ARGS="tests/unit -k ring" for some)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev setup tools  ## run the tests and measure coverage (ARGS="tests/unit -k ring" for some)
+	@$(BIN)/python tests/run.py $(ARGS)
+
+test-long: $(VENV)/.dev setup tools  ## run soaks, long fuzzing and rare set-ups: an hour (PART=3, PART=today for ten minutes)
+	@$(BIN)/python tests/long.py $(PART)
+
+test-wheel: $(VENV)/.dev wheel  ## run the unit tests against the wheel
+	@$(BIN)/python tests/wheel.py $(ARGS)
 
 check: $(VENV)/.dev sbom  ## lint, types, import rules, tidiness, known vulnerabilities
 	$(BIN)/ruff check .

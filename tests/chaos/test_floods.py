@@ -21,7 +21,7 @@ from tests.chaos.ledger import wait_until
 from tests.chaos.steady import SteadyClient
 from tests.harness import ROOT, Server
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.alone]
 MIB = 1 << 20
 BEFORE_SECONDS, ATTACK_SECONDS, AFTER_SECONDS = 0.8, 1.8, 0.3
 # A client that waits as long as this for one answer in a hundred is not being served. Some tenths of a second are usual

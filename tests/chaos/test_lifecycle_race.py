@@ -1,5 +1,6 @@
-"""32 clients load and unload at once for a minute: each gets a plain answer, what is in memory in the end is what the
-audit log says, and the log has the changes in an order in which they can have happened."""
+"""32 clients load and unload at once for a while (a minute in the long run): each gets a plain answer, what is in
+memory in the end is what the audit log says, and the log has the changes in an order in which they can have happened.
+"""
 
 import contextlib
 import dataclasses
@@ -17,7 +18,6 @@ from tests.chaos.census import assert_settled, clean_server, take_census
 from tests.lifecycle import Admin, Load, code_of, put
 
 CLIENTS = 32
-SECONDS = 60.0
 MODELS = ("left", "right")
 VERSIONS = (1, 2, 3)
 # A version that takes traffic stays; a load may find the server at its limit of calls under way.
@@ -89,7 +89,8 @@ def _whats(changer: Changer) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.timeout(240)
-def test_the_audit_log_tells_what_happened(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("seconds", [10.0, pytest.param(60.0, marks=pytest.mark.long)])
+def test_the_audit_log_tells_what_happened(tmp_path: pathlib.Path, seconds: float) -> None:
     repository = tmp_path / "models"
     for model in MODELS:
         for version in VERSIONS:
@@ -104,7 +105,7 @@ def test_the_audit_log_tells_what_happened(tmp_path: pathlib.Path) -> None:
         with Load(server.address, at_once=8, connections=2, name="steady") as load:
             for changer in changers:
                 changer.start()
-            time.sleep(SECONDS)
+            time.sleep(seconds)
             stop.set()
             for changer in changers:
                 changer.join(60)
@@ -113,7 +114,7 @@ def test_the_audit_log_tells_what_happened(tmp_path: pathlib.Path) -> None:
 
         log = list(audit(tmp_path / "data"))
         in_order = matched(log, changers)
-        assert len(in_order) > 10 * CLIENTS
+        assert len(in_order) > 2 * CLIENTS
         # No change stands in the log before one that was over when it began.
         latest_start_s = 0.0
         for done in in_order:

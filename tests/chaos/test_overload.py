@@ -27,7 +27,7 @@ from tests.chaos.ledger import (
 from tests.chaos.models import TURNS_PER_MS
 from tests.harness import Server
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.alone]
 AT_ONCE_SECONDS = 0.5
 MIB = 1 << 20
 

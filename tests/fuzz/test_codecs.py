@@ -14,6 +14,7 @@ from nexus_grpc.worker.model import Model
 from nexus_grpc.worker.predict_codec import decode_batch_predict, decode_predict
 from nexus_grpc.worker.requests import Decoded, Request
 from nexus_grpc.worker.template import find_template, remember_template
+from tests.effort import examples
 from tests.property.messages import batch_requests, infer_requests, models, mutations, predict_requests
 
 MODELS = range(len(models()))
@@ -41,7 +42,7 @@ def hold(decode: Callable[[Model, bytes], Decoded], method: Method, model: Model
 
 
 @given(st.binary(max_size=200), st.sampled_from(MODELS))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 def test_random_bytes(message: bytes, index: int) -> None:
     hold(decode_infer, Method.MODEL_INFER, models()[index], message)
     hold(decode_predict, Method.PREDICT, models()[index], message)
@@ -49,7 +50,7 @@ def test_random_bytes(message: bytes, index: int) -> None:
 
 
 @given(st.data(), st.sampled_from(MODELS))
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 def test_infer_requests_and_what_becomes_of_them(data: st.DataObject, index: int) -> None:
     model = models()[index]
     message = data.draw(infer_requests(model)).SerializeToString()
@@ -57,14 +58,14 @@ def test_infer_requests_and_what_becomes_of_them(data: st.DataObject, index: int
 
 
 @given(st.data(), st.sampled_from(MODELS))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_predict_requests_and_what_becomes_of_them(data: st.DataObject, index: int) -> None:
     message = data.draw(predict_requests()).SerializeToString()
     hold(decode_predict, Method.PREDICT, models()[index], data.draw(st.just(message) | mutations(message)))
 
 
 @given(st.data(), st.sampled_from(MODELS))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_batch_requests_and_what_becomes_of_them(data: st.DataObject, index: int) -> None:
     message = data.draw(batch_requests()).SerializeToString()
     hold(decode_batch_predict, Method.BATCH_PREDICT, models()[index], data.draw(st.just(message) | mutations(message)))
@@ -74,7 +75,7 @@ DIMS = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, 1, 2, 2**31, 2**32
 
 
 @given(st.lists(DIMS, max_size=4), st.binary(max_size=16), st.sampled_from(MODELS))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_shapes_of_any_size(shape: list[int], raw: bytes, index: int) -> None:
     from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 

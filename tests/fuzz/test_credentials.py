@@ -19,6 +19,7 @@ from nexus_grpc.access.jwks import fitting_keys
 from nexus_grpc.access.keys import new_key, parse
 from nexus_grpc.ipc.errors import InvalidInput, Unauthenticated
 from tests.certificates import Authority
+from tests.effort import examples
 from tests.unit.access.support import HERE, NOW, claims, jwk, key_set, rsa_key, token, verifier
 
 TEXT, KEY = new_key("a", NOW)
@@ -48,7 +49,7 @@ def hold_token(text: str) -> None:
 
 
 @given(TEXTS)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_keys(text: str) -> None:
     for each in (text, "nxk_" + text, TEXT[:17] + text, TEXT + text):
         with contextlib.suppress(Unauthenticated):
@@ -57,13 +58,13 @@ def test_keys(text: str) -> None:
 
 
 @given(HEADERS, st.dictionaries(st.sampled_from(NAMES), JSON))
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=examples(500))
 def test_forged_tokens(header: dict[str, Any], changed: dict[str, Any]) -> None:
     hold_token(f"{part(header)}.{part({**claims(), **changed})}.{part(b'x' * 256)}")
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), JSON))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @example({"exp": float("inf")})
 @example({"exp": float("nan")})
 @example({"exp": 10**5000})
@@ -80,13 +81,13 @@ def test_signed_tokens_with_any_claims(changed: dict[str, Any]) -> None:
 
 
 @given(st.integers(0, len(TOKEN) - 1), st.binary(min_size=1, max_size=4), st.integers(0, 5))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_damaged_tokens(at: int, inserted: bytes, removed: int) -> None:
     hold_token(TOKEN[:at] + inserted.decode("latin-1") + TOKEN[at + removed :])
 
 
 @given(st.lists(st.binary(max_size=60).map(part) | TEXTS, max_size=5))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_random_parts(parts: list[str]) -> None:
     hold_token(".".join(parts))
 
@@ -102,7 +103,7 @@ VALUES = (
 
 
 @given(st.lists(st.tuples(VALUES, VALUES), max_size=5))
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 def test_headers(pairs: list[tuple[Any, Any]]) -> None:
     found = Authenticator({KEY.id: KEY}, VERIFIER, None, clock=lambda: NOW)
     for authorization, api_key in pairs:
@@ -129,7 +130,7 @@ XFCC = st.lists(
 
 
 @given(XFCC)
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=examples(500))
 def test_envoys_header(header: str) -> None:
     for each in (
         header,
@@ -142,7 +143,7 @@ def test_envoys_header(header: str) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=examples(500))
 def test_certificates_with_other_bytes(changes: list[tuple[int, int]]) -> None:
     content = bytearray(CERTIFICATE)
     for at, value in changes:
@@ -154,7 +155,7 @@ def test_certificates_with_other_bytes(changes: list[tuple[int, int]]) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["x509_common_name", "x509_subject_alternative_name"]), st.lists(st.binary())))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 def test_grpcs_context(context: dict[str, list[bytes]]) -> None:
     with contextlib.suppress(Unauthenticated):
         names = from_auth_context(context)
@@ -165,7 +166,7 @@ def test_grpcs_context(context: dict[str, list[bytes]]) -> None:
 @given(
     JSON | st.lists(JSON | st.fixed_dictionaries({"kty": st.sampled_from(["RSA", "EC", "OKP"]), "n": JSON, "e": JSON}))
 )
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_key_sets(entries: Any) -> None:
     for content in (json.dumps(entries).encode(), json.dumps({"keys": entries}).encode()):
         with contextlib.suppress(InvalidInput):
@@ -173,14 +174,14 @@ def test_key_sets(entries: Any) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["kty", "kid", "n", "e", "alg", "use", "key_ops", "crv", "x", "y"]), JSON))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_keys_of_a_set(changed: dict[str, Any]) -> None:
     with contextlib.suppress(InvalidInput):
         fitting_keys(key_set({**jwk(rsa_key(), "one"), **changed}), ["RS256", "ES256", "EdDSA"])
 
 
 @given(st.dictionaries(st.sampled_from(["issuer", "certificate", "x"]), JSON | st.lists(st.dictionaries(TEXTS, JSON))))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_the_issuers_file(document: dict[str, Any]) -> None:
     with contextlib.suppress(InvalidInput):
         parse_trust(document, HERE)
@@ -193,7 +194,7 @@ ISSUER_NAMES = (
 
 
 @given(st.dictionaries(st.sampled_from(ISSUER_NAMES), JSON))
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 def test_one_issuer(changed: dict[str, Any]) -> None:
     table = {"issuer": "a", "audience": "b", "algorithms": ["RS256"], "jwks_file": "k", **changed}
     with contextlib.suppress(InvalidInput):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from nexus_grpc.ipc.control import ChannelClosed, FrameReader, encode_frame
 from nexus_grpc.ipc.record import REQUEST_HEADER, REQUEST_HEADER_BYTES, RESPONSE_HEADER, WRAP
 from nexus_grpc.ipc.ring import RingConsumer, RingCorrupted
+from tests.effort import examples
 
 RING_BYTES = 1024
 PUBLISHED, RELEASED, PARKED = range(3)
@@ -35,13 +36,13 @@ def consume(header: struct.Struct, content: bytearray, published: int, released:
 
 
 @given(st.binary(min_size=RING_BYTES, max_size=RING_BYTES), CURSORS, CURSORS, st.booleans())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_rings_full_of_garbage(content: bytes, published: int, released: int, request: bool) -> None:
     consume(REQUEST_HEADER if request else RESPONSE_HEADER, bytearray(content), published, released)
 
 
 @given(st.lists(LENGTHS, max_size=20), st.integers(0, 128), st.integers(0, 200), st.integers(-16, 16))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_rings_with_some_wrong_lengths(lengths: list[int], start: int, ahead: int, off: int) -> None:
     """Records one after another, as a producer would write them, but with lengths that may be anything."""
     content = bytearray(RING_BYTES)
@@ -68,7 +69,7 @@ FRAMES = (
 
 
 @given(st.lists(FRAMES, max_size=5), st.integers(1, 50))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_control_frames(frames: list[bytes], step: int) -> None:
     stream = b"".join(frames)
     reader = FrameReader()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from nexus_grpc.access.identity import Scope
 from tests import http2
+from tests.effort import IS_LONG, examples
 from tests.harness import copy_models, running_server
 from tests.http2 import Connection, grpc_fields, message, request
 from tests.integration.access import bearer, make_key
@@ -22,7 +23,7 @@ from tests.integration.client import Client, iris_request, outputs_of
 from tests.integration.rest import IRIS, post
 
 pytestmark = pytest.mark.timeout(120)
-EXAMPLES, GARBAGE_EXAMPLES = 150, 50
+EXAMPLES, GARBAGE_EXAMPLES = 50, 15
 # The core takes up to a second for what is too large, on purpose; the rest is for a machine that does much else.
 ANSWER_SECONDS = 15.0
 PATHS = (b"/inference.GRPCInferenceService/ModelInfer", b"/inference.GRPCInferenceService/ModelMetadata")
@@ -138,8 +139,8 @@ PLAIN = st.lists(
     # More than these are above a limit when all are long.
 ).filter(lambda fields: sum(len(value) for _, value in fields) < 20_500)
 bounded = settings(
-    max_examples=EXAMPLES,
-    derandomize=True,
+    max_examples=examples(EXAMPLES),
+    derandomize=not IS_LONG,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
@@ -177,7 +178,7 @@ def test_wrong_credentials_by_grpc(site: Site, fields: Fields) -> None:
         assert grpc_outcome(site, path, with_key(fields, site.key)) == UNAUTHENTICATED, path
 
 
-@settings(bounded, max_examples=GARBAGE_EXAMPLES)
+@settings(bounded, max_examples=examples(GARBAGE_EXAMPLES))
 @given(GARBAGE)
 @example([(b"grpc-timeout", b"1n")])
 @example([(b"x-a-bin", b"\0")])
@@ -232,7 +233,7 @@ def test_wrong_credentials_by_rest(site: Site, fields: Fields) -> None:
     assert site.key not in json.dumps(error)
 
 
-@settings(bounded, max_examples=GARBAGE_EXAMPLES)
+@settings(bounded, max_examples=examples(GARBAGE_EXAMPLES))
 @given(GARBAGE)
 @example([(b"x-a-bin", b"a")])
 @example([(b"grpc-encoding", b"")])

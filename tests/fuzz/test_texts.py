@@ -10,6 +10,7 @@ from nexus_grpc.ipc.errors import InvalidInput, ModelNotServable, NexusError
 from nexus_grpc.ipc.rich_errors import status_bytes
 from nexus_grpc.model_config import check_config, parse_config, policy_of
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
+from tests.effort import examples
 from tests.property.messages import mutations
 from tests.unit.support import entry
 
@@ -32,7 +33,7 @@ def hold(message: bytes) -> None:
 
 
 @given(st.binary(max_size=100))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_routes_of_random_bytes(message: bytes) -> None:
     hold(message)
     hold(b"\x0a\x01m" + message)
@@ -40,7 +41,7 @@ def test_routes_of_random_bytes(message: bytes) -> None:
 
 
 @given(st.data(), st.text(max_size=5), st.text(max_size=5))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_routes_of_mutated_requests(data: st.DataObject, name: str, version: str) -> None:
     message = pb.ModelInferRequest(model_name=name, model_version=version, id="id").SerializeToString()
     hold(data.draw(mutations(message)))
@@ -88,7 +89,7 @@ def configure(text: str) -> None:
 
 
 @given(st.text(max_size=60) | st.lists(WORDS, max_size=25).map(" ".join))
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 def test_configurations(text: str) -> None:
     configure(text)
 

@@ -90,6 +90,7 @@ def test_python(iris: Server) -> None:
     check(iris, CLIENTS / "python", sys.executable, "client.py")
 
 
+@pytest.mark.long
 def test_go(iris: Server, tmp_path: pathlib.Path) -> None:
     require_tool("go")
     place = copied(tmp_path, "go")
@@ -104,6 +105,7 @@ def test_node(iris: Server, tmp_path: pathlib.Path) -> None:
     check(iris, place, node, "client.js")
 
 
+@pytest.mark.long
 def test_java(iris: Server, tmp_path: pathlib.Path) -> None:
     require_tool("javac")
     maven = (require_tool("mvn"), "-q", "-B")

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from nexus_grpc.worker.batcher import Batcher
 from nexus_grpc.worker.model import Model, QueuePolicy
 from nexus_grpc.worker.requests import Request
+from tests.effort import examples
 from tests.unit.support import model_of, waiting_request
 
 SIGNATURES = ((("x", (2,)),), (("x", (3,)),))
@@ -30,7 +31,7 @@ def check_batch(model: Model, batch: list[Request]) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from([0, 1, 4, 8]), POLICIES), min_size=2, max_size=2), STEPS)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_batches(sizes: list[tuple[int, QueuePolicy]], steps: list[tuple[int, int, object, bool] | int]) -> None:
     """A step is a request, or the time that passes before the worker looks for a batch."""
     models = {

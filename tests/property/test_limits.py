@@ -12,6 +12,7 @@ from nexus_grpc.limits.admission import ADMITTED, PRIORITIES, SHED, TOO_LATE, Ad
 from nexus_grpc.limits.backlog import Backlog
 from nexus_grpc.limits.buckets import MINUTE_NS, SECOND_NS, Rate, TokenBucket, rate_of, remaining
 from nexus_grpc.limits.circuit import STEPS, Circuit, CircuitPolicy, State
+from tests.effort import examples
 
 NOW = 1_000 * SECOND_NS
 rates = st.builds(rate_of, st.floats(0.1, 1e6), st.integers(0, 50))
@@ -225,7 +226,7 @@ class Simulation:
 
 
 # A run takes half a second: what fails is not worth making smaller.
-simulated = settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+simulated = settings(max_examples=examples(12), deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 # What a batch takes, and its size.
 QUICK = [(1 * MS, 1), (5 * MS, 1), (4 * MS, 8), (20 * MS, 16)]
 quick_workers = st.sampled_from(QUICK)

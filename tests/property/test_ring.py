@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from nexus_grpc.ipc.record import ALIGNMENT, REQUEST_HEADER, REQUEST_HEADER_BYTES
+from tests.effort import examples
 from tests.unit.support import new_segment, ring_ends
 
 
@@ -70,4 +71,4 @@ class RingMachine(RuleBasedStateMachine):
 
 
 TestRing = RingMachine.TestCase
-TestRing.settings = settings(deadline=None, max_examples=60, stateful_step_count=60)
+TestRing.settings = settings(deadline=None, max_examples=examples(60), stateful_step_count=60)

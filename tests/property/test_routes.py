@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from nexus_grpc.front.routes import Route, RouteTable
 from nexus_grpc.ipc.errors import NexusError
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
+from tests.effort import examples
 from tests.property.messages import mutations
 from tests.unit.support import entry
 
@@ -47,14 +48,14 @@ def outcome(find: object, message: bytes) -> object:
 
 
 @given(REQUESTS)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_fast_and_slow_agree_on_what_clients_send(request: pb.ModelInferRequest) -> None:
     message = request.SerializeToString()
     assert outcome(TABLE.find, message) == outcome(TABLE._find_slowly, message)
 
 
 @given(st.data(), REQUESTS)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_a_worker_refuses_what_the_front_routed_by_another_name(
     data: st.DataObject, request: pb.ModelInferRequest
 ) -> None:

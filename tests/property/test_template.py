@@ -16,6 +16,7 @@ from nexus_grpc.worker.predict_codec import PredictForm, decode_predict
 from nexus_grpc.worker.requests import Decoded
 from nexus_grpc.worker.template import find_template, remember_template
 from nexus_grpc.worker.tensors import Piece
+from tests.effort import examples
 from tests.property.messages import infer_requests, models, mutations, predict_requests, predict_twins
 
 DECODERS = {Method.MODEL_INFER: decode_infer, Method.PREDICT: decode_predict}
@@ -59,7 +60,7 @@ def check(model: Model, method: Method, first: bytes, second: bytes) -> None:
 
 
 @given(st.data(), st.sampled_from(range(len(models()))))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_infer_templates(data: st.DataObject, index: int) -> None:
     model = models()[index]
     first = data.draw(infer_requests(model)).SerializeToString()
@@ -68,7 +69,7 @@ def test_infer_templates(data: st.DataObject, index: int) -> None:
 
 
 @given(st.data(), st.sampled_from(range(len(models()))))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_predict_templates(data: st.DataObject, index: int) -> None:
     model = models()[index]
     first = data.draw(predict_requests()).SerializeToString()
@@ -77,6 +78,6 @@ def test_predict_templates(data: st.DataObject, index: int) -> None:
 
 
 @given(predict_twins(), st.sampled_from(range(len(models()))))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_predict_templates_of_twins(twins: tuple[bytes, bytes], index: int) -> None:
     check(models()[index], Method.PREDICT, *twins)

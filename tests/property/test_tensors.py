@@ -11,6 +11,7 @@ from nexus_grpc.worker.infer_decode import decode_infer
 from nexus_grpc.worker.requests import Timings
 from nexus_grpc.worker.results import BatchResult
 from nexus_grpc.worker.tensors import DATATYPES, Array, Datatype, decode_bytes_tensor, encode_bytes_tensor, text_array
+from tests.effort import examples
 from tests.unit.support import model_of, spec
 
 TEXT = st.text(max_size=8)
@@ -67,7 +68,7 @@ def array_of(response: pb.ModelInferResponse, datatype: Datatype) -> Array:
 
 
 @given(st.data(), st.sampled_from(DATATYPES), st.booleans())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_in_and_out_again(data: st.DataObject, datatype: Datatype, raw: bool) -> None:
     """What a model that returns its input would answer, for a part of a batch."""
     raw = raw or not datatype.contents
@@ -87,6 +88,6 @@ def test_in_and_out_again(data: st.DataObject, datatype: Datatype, raw: bool) ->
 
 
 @given(st.lists(TEXT, max_size=20))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 def test_bytes_tensors(texts: list[str]) -> None:
     assert decode_bytes_tensor(encode_bytes_tensor(text_array(texts)), len(texts), "x").tolist() == texts

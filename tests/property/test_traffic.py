@@ -11,6 +11,7 @@ from nexus_grpc.ipc.errors import NexusError
 from nexus_grpc.traffic import policy
 from nexus_grpc.traffic.assignment import ARMS_MAX, BUCKETS, bucket_of, decode, encode, initial, reassigned
 from nexus_grpc.traffic.policy import ModelTraffic
+from tests.effort import examples
 
 NOW_S = 1_700_000_000.0
 
@@ -40,7 +41,7 @@ def moved(before: bytes, after: bytes) -> list[tuple[int, int]]:
 
 
 @given(histories)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 def test_shares_are_exact_after_any_changes(history: list[list[int]]) -> None:
     for shares, table in zip(history, tables(history), strict=True):
         assert len(table) == BUCKETS
@@ -49,7 +50,7 @@ def test_shares_are_exact_after_any_changes(history: list[list[int]]) -> None:
 
 
 @given(histories)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 def test_as_few_buckets_move_as_shares_changed(history: list[list[int]]) -> None:
     for (old, new), (before, after) in zip(
         itertools.pairwise(history), itertools.pairwise(tables(history)), strict=True
@@ -64,7 +65,7 @@ def test_as_few_buckets_move_as_shares_changed(history: list[list[int]]) -> None
 
 
 @given(histories, st.lists(st.binary(max_size=40), min_size=1, max_size=30), st.text(max_size=80))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 def test_a_sticky_key_keeps_its_variant_unless_that_shrinks(
     history: list[list[int]], keys: list[bytes], salt: str
 ) -> None:
@@ -79,7 +80,7 @@ def test_a_sticky_key_keeps_its_variant_unless_that_shrinks(
 
 
 @given(st.lists(st.integers(0, BUCKETS), min_size=1, max_size=8).map(sorted), st.booleans())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 def test_a_share_that_only_rises_moves_no_key_twice(shares: list[int], falls: bool) -> None:
     """And one that only falls gives back each key once, for good."""
     path = shares[::-1] if falls else shares
@@ -90,7 +91,7 @@ def test_a_share_that_only_rises_moves_no_key_twice(shares: list[int], falls: bo
 
 
 @given(st.lists(st.binary(min_size=1, max_size=20), min_size=50, max_size=200, unique=True))
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 def test_a_ramp_from_5_to_25_percent_moves_only_the_20(keys: list[bytes]) -> None:
     begun = policy.start(ModelTraffic(), 1, [(2, 0)], policy.Sticky("header", "x-user"), NOW_S)
     first = policy.begin_ramp(begun, [500, 2_500], 60.0, (), 50, NOW_S)
@@ -139,7 +140,7 @@ def changed(traffic: ModelTraffic, kind: str, value: Any) -> ModelTraffic:
 
 
 @given(changes)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_whatever_is_done_the_policy_stays_whole(steps: list[tuple[str, Any]]) -> None:
     traffic = ModelTraffic()
     for kind, value in steps:

@@ -17,7 +17,7 @@ from tests.harness import free_port
 from tests.redis import PASSWORD, Redis, running_redis
 from tests.unit.support import ROOT
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [pytest.mark.timeout(90), pytest.mark.alone]
 
 # argv: URL, servers to wait for, requests per minute, burst, when to begin and to end (CLOCK_MONOTONIC, ns), names.
 # Prints what it took of each, the times at which Redis came and went, its longest turn, and how long the machine kept
