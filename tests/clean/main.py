@@ -9,7 +9,7 @@ Nothing may be left running, and nothing may be printed that looks like a fault.
     image      Debian 12: the Dockerfile's steps, and its command as its user
     package    Debian 12: the sdist, made into a wheel, in an empty environment elsewhere
     readme     the room of `compiler`, with curl and grpcurl: every command of the README, as it is printed
-    python312  an empty folder with another Python, where this machine has one: `pip install PATH`
+    pythons    an empty folder with Python 3.12, and with 3.13, where this machine has them: `pip install PATH`
 
 Standard library only: it runs before anything of ours is installed. It uses the ports 8001, 8080 and 8002.
 """
@@ -45,6 +45,8 @@ READY_SECONDS = 600.0
 STOP_SECONDS = 40.0
 FAULTS = ("Traceback", "Error ", "error:", "WARNING", "Warning")
 HOMELESS = 4711
+# Beside those that the Debians have.
+OTHER_PYTHONS = ("3.12", "3.13")
 # What compiles, and what the README calls with.
 TRIXIE = ("gcc", "libc6-dev", "python3-dev", "curl")
 
@@ -212,20 +214,21 @@ def dockerfile(place: Place) -> None:
         assert '"hot_path": "compiled"' in log.read_text(), log.read_text()
 
 
-def another_python(place: Place) -> None:
-    python = find_python("3.12")
-    if not python:
-        print("           no Python 3.12 on this machine: left out")
-        return
-    shutil.rmtree(place.folder / "bare", ignore_errors=True)
-    room = Bare(place.folder / "bare", python)
-    checkout = place.clone(room, "newcomer", os.getuid())
-    elsewhere = checkout.parent / "elsewhere"
-    elsewhere.mkdir()
-    room.run(f'"{python}" -m venv env && env/bin/pip install -q ../nexus', elsewhere)
-    (checkout / "models").rename(elsewhere / "models")
-    shutil.rmtree(checkout)
-    installed(room, elsewhere)
+def other_pythons(place: Place) -> None:
+    for version in OTHER_PYTHONS:
+        python = find_python(version)
+        if not python:
+            print(f"           no Python {version} on this machine: left out")
+            continue
+        shutil.rmtree(place.folder / "bare", ignore_errors=True)
+        room = Bare(place.folder / "bare", python)
+        checkout = place.clone(room, "newcomer", os.getuid())
+        elsewhere = checkout.parent / "elsewhere"
+        elsewhere.mkdir()
+        room.run(f'"{python}" -m venv env && env/bin/pip install -q ../nexus', elsewhere)
+        (checkout / "models").rename(elsewhere / "models")
+        shutil.rmtree(checkout)
+        installed(room, elsewhere)
 
 
 def installed(room: Room, folder: pathlib.Path, **variables: str) -> None:
@@ -258,7 +261,7 @@ ROOMS: dict[str, Callable[[Place], None]] = {
     "nobody": nobody,
     "image": dockerfile,
     "package": package,
-    "python312": another_python,
+    "pythons": other_pythons,
 }
 
 
