@@ -12,7 +12,8 @@ from tests.harness import MODELS, Server, copy_models, running_server
 from tests.integration.client import Client
 from tests.integration.graphs import add_test_models
 
-TRANSPORTS = ("auto", "public")
+# The fallback for another grpcio than the pinned one: a rare set-up.
+TRANSPORTS = ("auto", pytest.param("public", marks=pytest.mark.long))
 
 # Whoever starts tests in the background ignores Ctrl-C for them, and so for the programs that they start: with a
 # handler here, those get the default.

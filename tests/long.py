@@ -38,7 +38,9 @@ SERVER_FUZZ = "tests/fuzz/test_metadata_server.py"
 PARTS = (
     Part("models that change for a minute", ("-m", "long", "tests/chaos", f"--ignore={SOAK}")),
     Part("a soak: mixed traffic, kills and swaps for minutes", (SOAK,)),
-    Part("example clients that take long to build", ("-m", "long", "tests/integration")),
+    Part(
+        "example clients that take long to build, grpcio's public API, long series", ("-m", "long", "tests/integration")
+    ),
     Part("fuzzing of what a running server is sent", (SERVER_FUZZ,), effort=10),
     Part("fuzzing of decoders", ("tests/fuzz", f"--ignore={SERVER_FUZZ}"), effort=20),
     Part("properties of rings, batches, limits and traffic", ("tests/property",), effort=20),

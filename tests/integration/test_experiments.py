@@ -60,7 +60,11 @@ def counted(admin: Admin, requests: int) -> Any:
     return status if sum(each.requests for each in status.variants) >= requests else None
 
 
-@pytest.mark.parametrize("shares", [(50.0,), (5.0,), (20.0, 0.5)], ids=str)
+@pytest.mark.parametrize(
+    "shares",
+    [pytest.param((50.0,), marks=pytest.mark.long), (5.0,), pytest.param((20.0, 0.5), marks=pytest.mark.long)],
+    ids=str,
+)
 def test_shares_are_exact_over_many_requests(
     admin: Admin, running: Server, tmp_path: pathlib.Path, shares: tuple[float, ...]
 ) -> None:

@@ -23,7 +23,7 @@ SETTLE_S = 8.0
 
 @pytest.fixture(
     scope="module",
-    params=[("auto", 65_536), ("auto", 4 * MIB), ("public", 65_536)],
+    params=[("auto", 65_536), ("auto", 4 * MIB), pytest.param(("public", 65_536), marks=pytest.mark.long)],
     ids=["auto, small rings", "auto, default rings", "public, small rings"],
 )
 def large_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

@@ -15,6 +15,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
+from tests.conftest import TRANSPORTS
 from tests.harness import NEXUS, Server, copy_models, running_server
 from tests.integration import graphs
 from tests.integration.client import OIP, Client, raw_request
@@ -25,7 +26,7 @@ OPEN_SECONDS = 4.0
 FAILING, WELL = [[3.0, 0.0]], [[4.0, 0.0]]
 
 
-@pytest.fixture(params=["auto", "public"])
+@pytest.fixture(params=TRANSPORTS)
 def server(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[Server]:
     repository = copy_models(tmp_path / "models", "iris")
     graphs.fragile(repository)

@@ -189,7 +189,7 @@ def public_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         client.close()
 
 
-@pytest.mark.parametrize("which", ["site", "public_site"])
+@pytest.mark.parametrize("which", ["site", pytest.param("public_site", marks=pytest.mark.long)])
 def test_every_answer_tells_where_its_caller_stands(which: str, request: pytest.FixtureRequest) -> None:
     """Hot and cold methods, answers and errors, by gRPC and REST; who has no rate hears nothing."""
     site: Site = request.getfixturevalue(which)

@@ -40,7 +40,8 @@ def mapped(pid: int) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "front_api"), [(signal.SIGTERM, "auto"), (signal.SIGTERM, "public"), (signal.SIGINT, "auto")]
+    ("number", "front_api"),
+    [(signal.SIGTERM, "auto"), pytest.param(signal.SIGTERM, "public", marks=pytest.mark.long), (signal.SIGINT, "auto")],
 )
 def test_start_and_stop(tmp_path: pathlib.Path, front_api: str, number: signal.Signals) -> None:
     started = time.monotonic()
