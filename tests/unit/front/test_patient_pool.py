@@ -77,13 +77,15 @@ class Site:
 
 @pytest.fixture
 def site() -> Iterator[Site]:
+    before = set(threading.enumerate())  # whatever earlier tests left
     site = Site()
     site.server.start()
     yield site
     site.channel.close()
     site.server.stop(None).wait(SECONDS)
     site.pool.shutdown()
-    wait_until(lambda: not any(each.name.startswith(("cold", "upload_", "stream_")) for each in threading.enumerate()))
+    ours = ("cold", "upload_", "stream_")
+    wait_until(lambda: not any(each.name.startswith(ours) for each in threading.enumerate() if each not in before))
 
 
 def wait_until(true: Callable[[], bool]) -> None:

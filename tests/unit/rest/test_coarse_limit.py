@@ -20,7 +20,9 @@ ORIGIN = "http://page.example"
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     backend = free_port()
     upstreams = (f"127.0.0.1:{backend}",)
-    options = EnvoyOptions(port=free_port(), upstreams=upstreams, per_second=PER_SECOND, cors_origins=(ORIGIN,))
+    limits = {"per_second": PER_SECOND, "cors_origins": (ORIGIN,)}
+    nobody = f"127.0.0.1:{free_port()}"
+    options = EnvoyOptions(port=free_port(), upstreams=upstreams, metrics=nobody, **limits)
     with running_backend(backend), running_envoy(options, tmp_path_factory.mktemp("envoy")):
         yield options.port
 
