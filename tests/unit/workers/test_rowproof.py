@@ -1,0 +1,129 @@
+"""What the verdict says of whole models: odd inputs, functions, weights left out, files that are none."""
+
+import pathlib
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from nexus_grpc.worker.rowproof import proof
+from nexus_grpc.worker.rowproof.proof import prove, prove_file
+from nexus_grpc.worker.rowproof.skim import SMALL_BYTES, skim
+from nexus_grpc.worker.rowproof.table import RANDOM, RULES
+
+from .rowgraphs import graph
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "why"),
+    [
+        ("float[4] x", "no first dimension of any size"),
+        ("float x", "no first dimension of any size"),
+        ("float[] x", "no declared number of dimensions"),
+        ("float[n, 4] x, float[4] x2", "input 'x2' has no first dimension of any size"),
+        ("seq(float[n]) x", "no declared number of dimensions"),
+        ("", "no inputs"),
+    ],
+)
+def test_inputs_that_are_no_rows_are_refused(inputs: str, why: str) -> None:
+    body = "y = Relu(x)" if inputs else "y = Constant<value = float[2] {1, 2}>()"
+    verdict = prove(graph(body, inputs))
+    assert not verdict.rows_apart
+    assert why in verdict.text
+
+
+def test_an_output_without_rows_is_refused() -> None:
+    verdict = prove(graph("y = Neg(w) z = Relu(x)", consts="float[2] w = {1, 2}", outputs="z, y"))
+    assert "output 'y' does not hold a row" in verdict.text
+
+
+def test_an_output_with_several_rows_for_one_is_refused() -> None:
+    verdict = prove(graph("y = Reshape(x, s)", consts="int64[1] s = {-1}"))
+    assert "rows of output 'y' are not its first dimension" in verdict.text
+
+
+def test_what_a_file_claims_of_shapes_is_not_believed() -> None:
+    model = graph("t = Transpose(x) y = Reshape(t, s)", "float[n, m] x", "int64[2] s = {0, 2}")
+    claim = helper.make_tensor_value_info("t", TensorProto.FLOAT, ["n", 2])
+    model.graph.value_info.append(claim)
+    assert not prove(model).rows_apart
+
+
+def test_dimensions_of_one_name_are_told() -> None:
+    model = graph("y = Add(x, x2)", "float[n, length] x, float[n, 1, length] x2")
+    assert not prove(model).rows_apart  # their batches do not line up
+    model = graph("y = Add(x, x2)", "float[n, length] x, float[n, length] x2")
+    assert prove(model).equal_sizes == ((("x", 0), ("x2", 0)),)
+
+
+FUNCTION = """
+<ir_version: 8, opset_import: ["": 18, "mine": 1]>
+g (float[n, 4] x) => (float[n, 4] y) {{ y = mine.f(x) }}
+<domain: "mine", opset_import: ["": 18]> f (a) => (b) {{ {body} }}
+"""
+
+
+def test_functions_are_looked_into() -> None:
+    assert prove(onnx.parser.parse_model(FUNCTION.format(body="b = Relu(a)"))).rows_apart
+    verdict = prove(onnx.parser.parse_model(FUNCTION.format(body="m = ReduceMax(a) b = Sub(a, m)")))
+    assert verdict.op_type == "ReduceMax"
+
+
+def test_a_function_that_calls_itself_is_refused() -> None:
+    model = onnx.parser.parse_model(FUNCTION.format(body="b = Relu(a)"))
+    model.functions[0].node.append(helper.make_node("f", ["a"], ["c"], domain="mine"))
+    assert "too large" in prove(model).text
+
+
+def test_a_function_in_the_place_of_an_operator_is_refused() -> None:
+    model = graph("y = Relu(x)")
+    own = helper.make_function("", "Relu", ["a"], ["b"], [helper.make_node("ReduceMax", ["a"], ["b"])], [])
+    model.functions.append(own)
+    assert "brings its own 'Relu'" in prove(model).text
+
+
+def test_a_graph_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "SECONDS_MAX", 0.0)
+    assert "too large" in prove(graph("y = Relu(x)")).text
+
+
+def test_a_rule_that_stumbles_proves_nothing() -> None:
+    model = graph("y = Transpose(x)")
+    model.graph.node[0].attribute.append(helper.make_attribute("perm", "text"))
+    assert "not understood" in prove(model).text or "perm" in prove(model).text
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00", b"not a model", b"\x3a\xff\xff\xff\xff\x0f"])
+def test_a_file_that_is_no_model_is_refused(tmp_path: pathlib.Path, content: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    assert not prove_file(str(path)).rows_apart
+    assert not prove_file(str(tmp_path / "missing.onnx")).rows_apart
+
+
+def test_weights_are_left_out_before_the_file_is_parsed() -> None:
+    model = graph("y = MatMul(x, w)")
+    big = np.zeros((4, SMALL_BYTES), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(big, "w"))
+    thin = skim(memoryview(model.SerializeToString()))
+    assert thin.ByteSize() < 1000
+    assert list(thin.graph.initializer[0].dims) == [4, SMALL_BYTES]
+    assert prove(thin).rows_apart
+
+
+def test_a_small_model_is_read_whole() -> None:
+    model = graph("y = Add(x, w)", consts="float[4] w = {1, 2, 3, 4}")
+    assert skim(memoryview(model.SerializeToString())) == model
+
+
+def test_the_demo_models_are_proved() -> None:
+    verdicts = {path.parts[-3]: prove_file(str(path)) for path in ROOT.glob("models/*/*/model.onnx")}
+    assert {name for name, verdict in verdicts.items() if not verdict.rows_apart} == {"fixed_batch", "scalar"}
+
+
+def test_no_random_operator_is_in_the_table() -> None:
+    assert not RANDOM & set(RULES)
