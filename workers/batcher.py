@@ -10,7 +10,7 @@ import collections
 from nexus_grpc.ipc.segment import TABLE_ENTRIES
 
 from .model import Model
-from .requests import Request
+from .requests import Request, Signature
 
 # A batch's sequences must fit the segment's executing table.
 BATCH_REQUESTS_MAX = TABLE_ENTRIES
@@ -19,12 +19,14 @@ BATCH_REQUESTS_MAX = TABLE_ENTRIES
 class ModelQueue:
     """One model's waiting requests."""
 
-    __slots__ = ("model", "requests", "rows")
+    __slots__ = ("_shared", "model", "requests", "rows")
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self.requests: collections.deque[Request] = collections.deque()
         self.rows = 0
+        # The signature that was last found fit for company.
+        self._shared: Signature | None = None
 
     def append(self, request: Request) -> None:
         self.requests.append(request)
@@ -36,9 +38,14 @@ class ModelQueue:
         first = requests.popleft()
         batch = [first]
         rows = first.rows
-        if self.model.max_batch_size and not first.isolated:
+        signature = first.signature
+        if (
+            requests
+            and self.model.max_batch_size
+            and not first.isolated
+            and (signature is self._shared or self._may_share(signature))
+        ):
             room = self.model.max_batch_size
-            signature = first.signature
             while requests and len(batch) < BATCH_REQUESTS_MAX:
                 following = requests[0]
                 if rows + following.rows > room or following.isolated:
@@ -49,6 +56,12 @@ class ModelQueue:
                 rows += following.rows
         self.rows -= rows
         return batch
+
+    def _may_share(self, signature: Signature) -> bool:
+        if not self.model.may_share(signature):
+            return False
+        self._shared = signature
+        return True
 
     def due_ns(self) -> int:
         """When the head's batch must start at the latest: 0 = now."""

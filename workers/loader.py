@@ -11,16 +11,16 @@ from nexus_grpc.ipc.errors import ModelNotServable, NexusError
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.pb.inference import model_config_pb2 as config_pb
 
+from .batching import declared, derived
 from .decisions import decision_of
 from .model import Model, QueuePolicy, Shape, TensorSpec, shape_fits, shape_text, zeros
-from .session import OpenedSession, as_served, open_session
+from .session import OpenedSession, open_session
 from .tensors import BYTES, Array, decode_bytes_tensor
 
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
-# Batched and single runs may differ in the last bits (another blocking of the same sums), no more.
-BATCH_RTOL, BATCH_ATOL = 1e-3, 1e-5
-SAMPLE_ROWS = 3
+# In the config in force: why requests are batched, or not.
+BATCHING_PARAMETER = "batching"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ class LoadOrder:
     cores: int
     version_name: str = ""
     incarnation: int = 0
+    # Why the trial says that requests must not be batched, whatever is proved; empty: it says nothing.
+    batching_veto: str = ""
 
     @property
     def starts_threads(self) -> bool:
@@ -63,6 +65,7 @@ class LoadOrder:
             cores=cores,
             version_name=message.get("version_name", ""),
             incarnation=message.get("incarnation", 0),
+            batching_veto=message.get("batching_veto", ""),
         )
 
 
@@ -96,8 +99,12 @@ def _model(order: LoadOrder, opened: OpenedSession) -> Model:
         model.outputs = tuple(
             named if index == model.probabilities_index else spec for index, spec in enumerate(model.outputs)
         )
-    if not explicit and _looks_batchable(opened) and _batches_like_single(model):
-        model.max_batch_size = order.default_max_batch_size
+    if explicit:
+        model.batching = declared(max_batch_size)
+    else:
+        batching = derived(order.path, opened, order.batching_veto)
+        model.batching, model.equal_sizes = batching.text, batching.equal_sizes
+        model.max_batch_size = order.default_max_batch_size if batching.is_proved else 0
     return model
 
 
@@ -119,60 +126,6 @@ def _queue_policy(policy: dict[str, Any]) -> QueuePolicy:
         default_timeout_ns=policy["default_timeout_ns"],
         allow_timeout_override=policy["allow_timeout_override"] or not policy["default_timeout_ns"],
     )
-
-
-def _looks_batchable(opened: OpenedSession) -> bool:
-    """Every input and output leads with a dynamic dimension, and the inputs call theirs by one name."""
-    specs = (*opened.inputs, *opened.outputs)
-    return bool(opened.inputs) and len(opened.batch_symbols) == 1 and all(spec.shape[:1] == (-1,) for spec in specs)
-
-
-def _batches_like_single(model: Model) -> bool:
-    """Whether rows run together give what they give alone: a dynamic dimension need not be a batch dimension.
-
-    Not so where that cannot be found out: sample rows whose outputs, or their comparison, take more memory than there
-    is say nothing of real ones.
-    """
-    try:
-        feeds = {
-            spec.name: _sample(spec, tuple(1 if dim == -1 else dim for dim in spec.row_shape)) for spec in model.inputs
-        }
-        return _gives_same_rows(model, feeds)
-    except (NexusError, MemoryError):
-        return False
-
-
-def _gives_same_rows(model: Model, feeds: dict[str, Array]) -> bool:
-    together = model.run(feeds, False)
-    alone = [
-        model.run({name: array[row : row + 1] for name, array in feeds.items()}, False) for row in range(SAMPLE_ROWS)
-    ]
-    for index, spec in enumerate(model.outputs):
-        whole = as_served(spec, together[index])
-        parts = [as_served(spec, outputs[index]) for outputs in alone]
-        if whole.shape[:1] != (SAMPLE_ROWS,) or any(part.shape != (1, *whole.shape[1:]) for part in parts):
-            return False
-        if not _same(whole, np.concatenate(parts)):
-            return False
-    return True
-
-
-def _same(one: Array, other: Array) -> bool:
-    if one.dtype.kind in "fc":
-        return bool(
-            np.allclose(one.astype(np.float64), other.astype(np.float64), BATCH_RTOL, BATCH_ATOL, equal_nan=True)
-        )
-    return bool(np.array_equal(one, other))
-
-
-def _sample(spec: TensorSpec, row: Shape) -> Array:
-    """Different rows: seeded noise for floats; one, zero, one for the rest, so that sums over rows show either way."""
-    shape = (SAMPLE_ROWS, *row)
-    if spec.datatype.dtype.kind == "f":
-        return np.random.default_rng(7).normal(size=shape).astype(spec.datatype.dtype)
-    array = zeros(spec, shape)
-    array[::2] = "a" if spec.datatype is BYTES else 1
-    return array
 
 
 def _check_config(order: LoadOrder, opened: OpenedSession) -> None:
@@ -277,7 +230,7 @@ def config_of(order: LoadOrder, model: Model) -> config_pb.ModelConfig:
     if order.config is not None:
         config.CopyFrom(order.config)
     config.name, config.platform, config.backend = model.name, PLATFORM, BACKEND
-    config.max_batch_size = model.max_batch_size
+    note_batching(config, model)
     config.default_model_filename = config.default_model_filename or "model.onnx"
     if not config.HasField("version_policy"):
         config.version_policy.latest.num_versions = 1
@@ -286,6 +239,11 @@ def config_of(order: LoadOrder, model: Model) -> config_pb.ModelConfig:
     _complete(config.input, config_pb.ModelInput, model.inputs, model.batchable)
     _complete(config.output, config_pb.ModelOutput, model.outputs, model.batchable)
     return config
+
+
+def note_batching(config: config_pb.ModelConfig, model: Model) -> None:
+    config.max_batch_size = model.max_batch_size
+    config.parameters[BATCHING_PARAMETER].string_value = model.batching
 
 
 def _complete(declared: Any, kind: Any, specs: tuple[TensorSpec, ...], batched: bool) -> None:

@@ -13,6 +13,8 @@ DEFAULT_VARIANT = "default"
 Shape = tuple[int, ...]
 # Feeds by input name → one array per output, in the model's order.
 Run = Callable[[dict[str, Array], bool], list[Array]]
+# Groups of dimensions, by input and axis of its row shape, that the model calls by one name.
+EqualSizes = tuple[tuple[tuple[str, int], ...], ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Model:
     """A model version ready to run.
 
     `max_batch_size` 0 means that requests are never batched (fixed or meaningless batch dimension).
+    `batching` says why, for the model's owner; `equal_sizes` is what the proof that they may be builds on.
     """
 
     slot: int
@@ -79,6 +82,8 @@ class Model:
     # What requests may call the version.
     version_names: frozenset[str] = frozenset()
     decision: Decision | None = None
+    batching: str = ""
+    equal_sizes: EqualSizes = ()
     templates: Any = None
     template_misses: int = 0
     # The output that holds class probabilities, or -1.
@@ -110,6 +115,25 @@ class Model:
     @property
     def batchable(self) -> bool:
         return self.max_batch_size > 0
+
+    def may_share(self, signature: tuple[tuple[str, Shape], ...]) -> bool:
+        """Whether requests of this signature (see requests.py) may be run together.
+
+        What is proved of rows holds for rows that are not empty and whose dimensions of one name are of one size.
+        """
+        if self.batch_limit_is_strict:
+            return True
+        shapes = dict(signature)
+        if any(0 in shape for shape in shapes.values()):
+            return False
+        return all(
+            len({shapes[name][axis] for name, axis in group if name in shapes}) <= 1 for group in self.equal_sizes
+        )
+
+    def end_batching(self, reason: str) -> None:
+        """From now on each request runs alone. Those that wait were decoded for a batch, so it stays batchable."""
+        self.max_batch_size = 1
+        self.batching = reason
 
     def input_named(self, name: str) -> TensorSpec | None:
         return next((spec for spec in self.inputs if spec.name == name), None)

@@ -4,8 +4,11 @@
 message that has a worker load a model, with `supervisor_pid` and `limits` beside it. On stdout JSON lines:
 {"step": "..."} before each step, so that a death tells what it was that killed, then the answer:
 
-    {"ok": true, "metadata": base64, "config": base64, "inputs": [...], "outputs": [...]}
+    {"ok": true, "metadata": base64, "config": base64, "inputs": [...], "outputs": [...], "probing": bool}
     {"ok": false, "kind": "not_onnx" | "refused" | "not_loadable" | "memory", "message": "..."}
+
+Where `probing` is true a last line follows, {"veto": "why requests must not be batched, or empty"}; a process that does
+not get that far is a veto, too (probe.py).
 
 The model is not trusted: this process is confined as a worker is (ipc/confinement.py), and beyond that has a limited
 address space and processor time, few file descriptors, low priority, and dies with the supervisor.
@@ -27,8 +30,6 @@ NICENESS = 10
 OPEN_FILES_MAX = 64
 # A first run on more tells nothing that a smaller one would not, and takes as long as a user's.
 SAMPLE_BYTES_MAX = 64 << 20
-# How the allocators under ONNX Runtime (C++'s, its arena's, protobuf's) say that there is no memory.
-MEMORY_COMPLAINTS = ("bad allocation", "bad_alloc", "Failed to allocate memory", "out of memory", "Unable to allocate")
 
 
 class NoMemory(Exception):
@@ -48,11 +49,12 @@ def main() -> None:
     shed_privileges()
     tell(answers, {"step": "start"})
     # Ours, and trusted: imported before the limits, which so count what the model takes alone.
-    from . import loader, scan  # noqa: F401
+    from . import loader, probe, scan  # noqa: F401
+    from .rowproof import proof  # noqa: F401
 
     filter_system_calls()
     limit(order["limits"])
-    tell(answers, attempt(order, answers))
+    attempt(order, answers)
 
 
 def tell(answers: TextIO, message: dict[str, Any]) -> None:
@@ -78,8 +80,25 @@ def limit(limits: dict[str, int]) -> None:
         resource.setrlimit(kind, (limit, limit + later))
 
 
-def attempt(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
-    """Scan, load, run; the answer."""
+def attempt(order: dict[str, Any], answers: TextIO) -> None:
+    """Scan, load, run; answer; then look for a veto against batching."""
+    answer, model = _answered(order, answers)
+    tell(answers, answer)
+    if answer.get("probing"):
+        tell(answers, {"veto": _veto(model)})
+
+
+def _veto(model: Any) -> str:
+    from .probe import veto_of
+
+    try:
+        return veto_of(model)
+    except Exception as error:
+        return f"sample rows run together end in {type(error).__name__}"
+
+
+def _answered(order: dict[str, Any], answers: TextIO) -> tuple[dict[str, Any], Any]:
+    """The answer, and the model where there is one."""
     from nexus_grpc.ipc.errors import NexusError
 
     from .scan import ScanRefused, scan_file
@@ -89,24 +108,26 @@ def attempt(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
         scan_file(order["path"])
         return _load_and_run(order, answers)
     except ScanRefused as refused:
-        return {"ok": False, "kind": refused.kind, "message": str(refused)}
+        return {"ok": False, "kind": refused.kind, "message": str(refused)}, None
     except (MemoryError, NoMemory):
-        return {"ok": False, "kind": "memory", "message": ""}
+        return {"ok": False, "kind": "memory", "message": ""}, None
     except NexusError as error:
-        return {"ok": False, "kind": _kind(error.message), "message": error.message}
+        return {"ok": False, "kind": _kind(error.message), "message": error.message}, None
     except OSError as error:
-        return {"ok": False, "kind": "not_loadable", "message": f"a file cannot be read: {error.strerror}"}
+        return {"ok": False, "kind": "not_loadable", "message": f"a file cannot be read: {error.strerror}"}, None
     except Exception as error:
         # Whatever a strange file provokes: the same words as a worker has for it.
         message = f"{type(error).__name__}: {error}"
-        return {"ok": False, "kind": _kind(message), "message": message}
+        return {"ok": False, "kind": _kind(message), "message": message}, None
 
 
 def _kind(message: str) -> str:
-    return "memory" if any(words in message for words in MEMORY_COMPLAINTS) else "not_loadable"
+    from .probe import wants_memory
+
+    return "memory" if wants_memory(message) else "not_loadable"
 
 
-def _load_and_run(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
+def _load_and_run(order: dict[str, Any], answers: TextIO) -> tuple[dict[str, Any], Any]:
     from .loader import LoadOrder, config_of, load_model, metadata_of
 
     tell(answers, {"step": "load"})
@@ -115,13 +136,16 @@ def _load_and_run(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
     model = load_model(load_order)
     tell(answers, {"step": "run"})
     _run_once(model)
-    return {
+    answer = {
         "ok": True,
         "metadata": base64.b64encode(metadata_of(model).SerializeToString()).decode(),
         "config": base64.b64encode(config_of(load_order, model).SerializeToString()).decode(),
         "inputs": [_described(spec) for spec in model.inputs],
         "outputs": [_described(spec) for spec in model.outputs],
+        # What config.pbtxt says needs no trial.
+        "probing": model.batchable and not model.batch_limit_is_strict,
     }
+    return answer, model
 
 
 def _run_once(model: Any) -> None:

@@ -37,6 +37,7 @@ class Version:
         variant, of: the arm's name and the slot that it shares a session with; empty and 0 for a plain version.
         fingerprint: of the model's files, to see that they have changed.
         version_name: what its uploader called it, if that was no number.
+        batching_veto: what its trial said against batching, if anything.
         retiring: it gets no more requests, and is on its way out.
         pending: workers that have not answered yet whether they could load it.
     """
@@ -60,6 +61,7 @@ class Version:
     load_crashes: int = 0
     retiring: bool = False
     version_name: str = ""
+    batching_veto: str = ""
 
     @property
     def name(self) -> str:
@@ -90,6 +92,7 @@ class Version:
             "default_max_batch_size": default_max_batch_size,
             "variant": "",
             "version_name": self.version_name,
+            "batching_veto": self.batching_veto,
         }
 
     def as_message(self) -> dict[str, Any]:

@@ -68,7 +68,10 @@ class Loading:
         path = state.path_of(number)
         assert state.entry is not None
         name = state.name_of(number)
-        return self._catalogue.add(state.entry, str(number), path, state.fingerprint(number), name)
+        version = self._catalogue.add(state.entry, str(number), path, state.fingerprint(number), name)
+        # Nothing for what lay there when the server started, and was not tried.
+        version.batching_veto = state.tried.get(version.fingerprint, "")
+        return version
 
     async def _load(self, state: ModelState, number: int) -> None:
         state.path_of(number)
@@ -101,5 +104,5 @@ class Loading:
         if fingerprint in state.tried:
             return
         assert state.entry is not None
-        await try_model(state.path_of(number), state.name, str(number), state.entry, self._settings)
-        state.tried.add(fingerprint)
+        trial = await try_model(state.path_of(number), state.name, str(number), state.entry, self._settings)
+        state.tried[fingerprint] = trial.batching_veto

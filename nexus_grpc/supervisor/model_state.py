@@ -30,7 +30,7 @@ class ModelState:
         traffic: which version answers; also in `row`.
         lingering: versions that stay loaded for a while, for a rollback: until when (CLOCK_MONOTONIC seconds).
         failures: why a version could not be loaded, by number; not tried again before its files change or one asks.
-        tried: fingerprints of files that have passed a trial load.
+        tried: fingerprints of files that have passed a trial load, with what it said against batching, if anything.
         loading: versions being loaded now.
         pinned: versions that somebody needs in memory until his change is made; how many do.
         current: where the `current` link led when it was last looked at.
@@ -50,7 +50,7 @@ class ModelState:
     users: int = 0
     lingering: dict[int, float] = dataclasses.field(default_factory=dict)
     failures: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
-    tried: set[str] = dataclasses.field(default_factory=set)
+    tried: dict[str, str] = dataclasses.field(default_factory=dict)
     loading: set[int] = dataclasses.field(default_factory=set)
     pinned: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     current: int | None = None

@@ -46,12 +46,14 @@ class Trial:
     Attributes:
         metadata, config: as a worker reports them: serialised, base64.
         inputs, outputs: nexus.v1.TensorInfo as JSON.
+        batching_veto: why requests must not be batched, whatever is proved of the graph; empty: nothing against it.
     """
 
     metadata: str
     config: str
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
+    batching_veto: str = ""
 
 
 # One per event loop: asyncio's semaphores belong to the first loop that waits on them.
@@ -144,6 +146,8 @@ class _Conversation:
 
     async def run(self, order: bytes) -> Trial:
         """Raises NexusError when there is no Trial."""
+        answer: dict[str, Any] | None = None
+        veto = ""
         try:
             async with asyncio.timeout(self._settings.trial_seconds):
                 answer = await self._talk(order)
@@ -151,11 +155,24 @@ class _Conversation:
                     code = await self._process.wait()
                     await asyncio.to_thread(self._log.drain)
                     raise self._death(code)
+                if answer.get("probing"):
+                    veto = await self._veto()
         except TimeoutError:
-            raise self._too_long() from None
+            if answer is None:
+                raise self._too_long() from None
+            veto = "sample rows run together took too long"
         if answer.get("ok"):
-            return Trial(answer["metadata"], answer["config"], answer["inputs"], answer["outputs"])
+            return Trial(answer["metadata"], answer["config"], answer["inputs"], answer["outputs"], veto)
         raise self._refusal(answer.get("kind", ""), answer.get("message", ""))
+
+    async def _veto(self) -> str:
+        """What the last line says. It may die of what it tries there: that is a veto, and no reason not to serve."""
+        assert self._process.stdout is not None
+        line = await _line(self._process.stdout)
+        try:
+            return str(json.loads(line)["veto"])
+        except (ValueError, KeyError, TypeError):
+            return "sample rows run together ended the process that tried it"
 
     async def _talk(self, order: bytes) -> dict[str, Any] | None:
         """The answer, or None when it ended without one."""

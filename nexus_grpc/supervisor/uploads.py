@@ -54,6 +54,8 @@ class Uploads:
             before = state.row, state.rows.get(number)
             row = self._row(state, number, version_name, arguments, trial, actor)
             await self._commit(state, staged, row, header, actor)
+            # It has passed its trial: loading needs no second one.
+            state.tried[state.fingerprint(row.version)] = trial.batching_veto
             if header["store_only"]:
                 await life.settle(state)
         if not header["store_only"]:
@@ -118,8 +120,6 @@ class Uploads:
         except Exception:
             await self._take_back(state, row.version)
             raise
-        # It has passed its trial: loading needs no second one.
-        state.tried.add(state.fingerprint(row.version))
 
     async def _take_back(self, state: ModelState, number: int) -> None:
         """The files."""

@@ -75,7 +75,7 @@ def crashes_the_loader() -> ModelProto:
 
 
 def never_ends(*, batchable: bool) -> ModelProto:
-    """A loop of 2^62 turns. With a batch dimension the loader runs it; without one, the sample run does first."""
+    """A loop of 2^62 turns, with a batch dimension or without one."""
     condition = helper.make_tensor_value_info("condition", TensorProto.BOOL, [])
     body = helper.make_graph(
         [helper.make_node("Identity", ["condition"], ["again"]), helper.make_node("Add", ["sum", "one"], ["next"])],

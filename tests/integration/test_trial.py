@@ -194,14 +194,12 @@ def test_a_model_that_needs_less_memory_than_it_may_have_passes(staged: Callable
     assert attempt(staged(bad.eats_memory(1 << 24))).outputs[0]["name"] == "y"
 
 
-@pytest.mark.parametrize(
-    ("batchable", "words"), [(True, "loading it took"), (False, "its first run on a sample row took")]
-)
-def test_a_model_that_never_ends_is_stopped(batchable: bool, words: str, staged: Callable[[ModelProto], Path]) -> None:
+@pytest.mark.parametrize("batchable", [True, False])
+def test_a_model_that_never_ends_is_stopped(batchable: bool, staged: Callable[[ModelProto], Path]) -> None:
     began = time.monotonic()
     error = refusal(staged(bad.never_ends(batchable=batchable)), trial_seconds=6)
     assert isinstance(error, ModelNotServable)
-    assert f"{words} longer than 6 s (trial_seconds)" in error.message
+    assert "its first run on a sample row took longer than 6 s (trial_seconds)" in error.message
     assert 6 <= time.monotonic() - began < 30
     assert trials_of(psutil.Process()) == []
 

@@ -1,8 +1,6 @@
 """From a model file to a Model: what is batched, what is refused, what is warmed up. On tiny ONNX models."""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from nexus_grpc.ipc.errors import ModelNotServable
 from nexus_grpc.model_config import parse_config
 from nexus_grpc.pb.inference import model_config_pb2 as config_pb
 from nexus_grpc.worker.loader import config_of, load_model, metadata_of
-from tests.unit.support import POLICY, ROOT, Graph, floats, load_order, one_node
+from tests.unit.support import POLICY, Graph, floats, load_order, one_node
 
 FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING
 AXIS_0 = numpy_helper.from_array(np.array(0, dtype=np.int64), "axis")
@@ -265,28 +263,29 @@ def test_the_config_in_force_keeps_what_was_declared(tmp_path: Path) -> None:
     assert in_force.HasField("max_batch_size")
 
 
-# 3 rows of 16 MiB as FP16 four times over (together, alone, joined, and what the arena rounds up); the comparison takes
-# 8 bytes for each of their values, and twice that: some 400 MiB.
-BEYOND_MEMORY = """
-import resource, sys
-from pathlib import Path
-import numpy as np
-from tests.unit.support import load_order
-from nexus_grpc.worker.loader import load_model
-order = load_order(sys.argv[1])
-size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + (360 << 20), resource.RLIM_INFINITY))
-model = load_model(order)
-print(model.max_batch_size, model.run({"x": np.ones((1, 1), np.float16)}, False)[0].shape)
-"""
+# --- batching: what is proved, what the trial says, what the owner says ---
 
 
-def test_what_cannot_be_compared_for_want_of_memory_is_not_batched(tmp_path: Path) -> None:
-    wide = numpy_helper.from_array(np.array([1, 8 << 20], dtype=np.int64), "wide")
-    node = helper.make_node("Expand", ["x", "wide"], ["y"])
-    half = TensorProto.FLOAT16
-    path = Graph([node], [("x", half, ["batch", 1])], [("y", half, ["batch", 8 << 20])], [wide]).save(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", BEYOND_MEMORY, path], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stdout) == (0, "0 (1, 8388608)\n"), done.stderr
+def test_the_config_in_force_says_why_requests_are_batched(tmp_path: Path) -> None:
+    def told(graph: Graph, text: str | None = None, **changes: Any) -> str:
+        order = load_order(graph.save(tmp_path), config(text) if text else None, **changes)
+        return config_of(order, load_model(order)).parameters["batching"].string_value
+
+    assert told(one_node("Relu")) == "requests are batched: the graph proves that rows do not change each other"
+    assert "node 'y' (Softmax): it works along the batch axis; if its rows" in told(one_node("Softmax", axis=0))
+    assert told(one_node("Relu"), "max_batch_size: 4") == "as config.pbtxt says: max_batch_size 4"
+    assert "different names" in told(two_inputs("rows", "others"))
+    vetoed = told(one_node("Relu"), batching_veto="sample rows did this")
+    assert vetoed.startswith("requests are not batched: sample rows did this; if its rows")
+
+
+def test_an_output_declared_with_a_fixed_first_dimension_is_not_batched(tmp_path: Path) -> None:
+    graph = dataclasses.replace(one_node("Relu"), outputs=[("y", FLOAT, [1, 2])])
+    model = load_model(load_order(graph.save(tmp_path)))
+    assert (model.max_batch_size, "'y' is declared with" in model.batching) == (0, True)
+
+
+def test_a_veto_of_the_trial_stands_against_the_proof_and_not_against_the_owner(tmp_path: Path) -> None:
+    path = one_node("Relu").save(tmp_path)
+    assert load_model(load_order(path, batching_veto="no")).max_batch_size == 0
+    assert load_model(load_order(path, config("max_batch_size: 5"), batching_veto="no")).max_batch_size == 5
