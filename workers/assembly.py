@@ -4,8 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from nexus_grpc.ipc.errors import InferenceFailed
-
 from .model import Model
 from .requests import Request
 from .results import BatchResult
@@ -30,14 +28,11 @@ def assemble(model: Model, batch: list[Request], rows: int) -> dict[str, Array]:
     return feeds
 
 
-def checked(model: Model, outputs: list[Array], rows: int) -> BatchResult:
-    """The run's outputs, in the promised dtypes. Raises InferenceFailed when an output has no row per input row."""
+def as_result(model: Model, outputs: list[Array], rows: int) -> BatchResult:
+    """The run's outputs, in the promised dtypes; as given where a batched model's have not one row per input row."""
     served = [as_served(spec, output) for spec, output in zip(model.outputs, outputs, strict=True)]
     if model.max_batch_size:
-        for spec, array in zip(model.outputs, served, strict=True):
+        for array in served:
             if array.ndim == 0 or array.shape[0] != rows:
-                raise InferenceFailed(
-                    f"output '{spec.name}' of model '{model.name}' has shape {list(array.shape)} for a batch of {rows}"
-                    " rows; set max_batch_size: 0 in its config.pbtxt"
-                )
+                return BatchResult(model, served, rows, as_given=True)
     return BatchResult(model, served, rows)

@@ -169,8 +169,8 @@ class V2Form(HttpForm):
         if not requested.classes:
             shape = list(array.shape)
             return {"name": spec.name, "shape": shape, "datatype": spec.datatype.name, "data": json_values(array)}
-        rows = array if result.model.batchable else [array]
+        rows = array if result.is_cut else [array]
         found = [[item.decode() for item in top_classes(row, requested.classes, spec.labels)] for row in rows]
-        shape = [len(found), len(found[0])] if result.model.batchable else [len(found[0])]
+        shape = [len(found), len(found[0])] if result.is_cut else [len(found[0])]
         flat = [item for row in found for item in row]
         return {"name": spec.name, "shape": shape, "datatype": BYTES.name, "data": flat}

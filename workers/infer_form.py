@@ -48,7 +48,7 @@ class InferForm:
 
     def encode(self, result: BatchResult, first: int, last: int, timings: Timings, request_id: bytes) -> bytes:
         """The serialised ModelInferResponse for rows first…last of the batch."""
-        if not self.plain:
+        if not self.plain or result.as_given:
             return self._encode_built(result, first, last, timings)
         rows = last - first
         key = (rows, result.row_shapes)
@@ -63,7 +63,7 @@ class InferForm:
 
     def encode_all(self, result: BatchResult, count: int) -> list[bytes] | None:
         """A whole batch of `count` requests of this form at once; None when that cannot be."""
-        if not self.plain:
+        if not self.plain or result.as_given:
             return None
         rows = result.rows // count
         key = (rows, result.row_shapes)
@@ -103,7 +103,7 @@ class InferForm:
             spec = result.model.outputs[requested.index]
             array = result.array(requested.index, first, last)
             if requested.classes:
-                _add_classes(response, spec, array, requested.classes, result.model.batchable, raw)
+                _add_classes(response, spec, array, requested.classes, result.is_cut, raw)
             else:
                 _add_tensor(response, spec, array, raw)
         if self.timing:

@@ -16,7 +16,7 @@ from nexus_grpc.ipc.record import ISOLATED, OVERSIZE, Method
 from nexus_grpc.ipc.ring import RingConsumer, Sleeper
 from nexus_grpc.ipc.stats import WorkerStats, WorkerWord
 
-from .assembly import assemble, checked
+from .assembly import as_result, assemble
 from .batcher import Batcher, ModelQueue
 from .http_decode import (
     decode_api_batch_predict,
@@ -27,7 +27,7 @@ from .http_decode import (
 )
 from .infer_decode import decode_infer
 from .link import FrontLink, HandOverError
-from .model import Model
+from .model import Model, shape_text
 from .predict_codec import decode_batch_predict, decode_predict
 from .predictions import count_predictions
 from .requests import Clock, Decoded, Request
@@ -66,11 +66,18 @@ _malloc_trim = ctypes.CDLL(None).malloc_trim
 class WorkerLoop:
     """Built once; run() serves until stop(). Other threads talk to it through `commands` and the doorbell only."""
 
-    def __init__(self, sleeper: Sleeper, stats: WorkerStats, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        sleeper: Sleeper,
+        stats: WorkerStats,
+        report: Callable[[str], None],
+        report_batching: Callable[[Model, str], None],
+    ) -> None:
         self._sleeper = sleeper
         self._stats = stats
-        # Tells the supervisor, which logs, of a bug.
+        # Tell the supervisor, which logs, of a bug, and of a model whose batching ends.
         self._report = report
+        self._report_batching = report_batching
         self.batcher = Batcher()
         self._links: list[FrontLink] = []
         self._rings: list[RingConsumer] = []
@@ -254,12 +261,7 @@ class WorkerLoop:
         try:
             self._run_batch(model, batch, started_ns)
         except Exception as error:
-            if len(batch) == 1:
-                self._fail(model.slot, batch[0], self._as_refusal(error))
-            else:
-                # One request's values can fail a whole run: find out which, and serve the others.
-                for request in batch:
-                    self._run_alone(model, request)
+            self._run_apart(model, batch, error)
         finally:
             for link in links:
                 link.clear_executing()
@@ -296,13 +298,19 @@ class WorkerLoop:
             link.mark_executing(sequences)
         return by_link
 
-    def _run_alone(self, model: Model, request: Request) -> None:
-        now_ns = time.monotonic_ns()
-        self._stats.busy(now_ns)
-        try:
-            self._run_batch(model, [request], now_ns)
-        except Exception as error:
-            self._fail(model.slot, request, self._as_refusal(error))
+    def _run_apart(self, model: Model, batch: list[Request], error: Exception) -> None:
+        """A run has failed. One request's values can do that: find out whose, by halves, and serve the others."""
+        if len(batch) == 1:
+            self._fail(model.slot, batch[0], self._as_refusal(error))
+            return
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
+            now_ns = time.monotonic_ns()
+            self._stats.busy(now_ns)
+            try:
+                self._run_batch(model, half, now_ns)
+            except Exception as again:
+                self._run_apart(model, half, again)
 
     def _as_refusal(self, error: Exception) -> NexusError:
         """What a request ends with. Whatever else than a NexusError comes is a bug of ours: it is reported, and costs
@@ -315,13 +323,15 @@ class WorkerLoop:
         return InferenceFailed(f"internal error in the worker ({type(error).__name__}); see the server's log")
 
     def _run_batch(self, model: Model, batch: list[Request], started_ns: int) -> None:
-        """Assemble, run, answer. Raises NexusError before the first answer, or not at all."""
+        """Assemble, run, answer. Raises before the first answer, or not at all."""
         rows = sum([request.rows for request in batch])
         feeds = assemble(model, batch, rows)
         assembled_ns = time.monotonic_ns()
         outputs = model.run(feeds, batch[0].oversize)
         inferred_ns = time.monotonic_ns()
-        result = checked(model, outputs, rows)
+        result = as_result(model, outputs, rows)
+        if result.as_given:
+            self._rows_astray(result, len(batch))
         clock = Clock(started_ns, assembled_ns, inferred_ns)
         self._answer(batch, result, clock)
         clock.answered_ns = time.monotonic_ns()
@@ -330,6 +340,17 @@ class WorkerLoop:
             self._predicted.append(result)
         if self.shadows.sources:
             self.shadows.copy(model.slot, feeds, result, inferred_ns - assembled_ns)
+
+    def _rows_astray(self, result: BatchResult, count: int) -> None:
+        """A batched model gave another number of rows than it got: where batching was derived, it ends. Alone, that is
+        its answer. Raises InferenceFailed where it is not known which rows are whose: each runs again, alone."""
+        model, shapes = result.model, ", ".join(shape_text(output.shape) for output in result.outputs)
+        astray = f"for {result.rows} rows its outputs have the shapes {shapes}"
+        if not model.batch_limit_is_strict and model.max_batch_size > 1:
+            model.end_batching(f"requests are no longer batched: {astray}")
+            self._report_batching(model, astray)
+        if count > 1:
+            raise InferenceFailed(f"model '{model.name}': {astray}")
 
     def _settle(self) -> None:
         """Write down the batches that have ended: not before their answers are out, and many at once (code that runs

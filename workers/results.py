@@ -4,21 +4,37 @@ from typing import Any
 
 import numpy as np
 
+from nexus_grpc.ipc.errors import InferenceFailed
+
 from .json_tensors import json_values
 from .model import Model, Shape
 from .tensors import Array, encode_bytes_tensor
 
 
 class BatchResult:
-    """Outputs of one run. `rows` is the batch's row count; for an unbatched model there is one request and no cut."""
+    """Outputs of one run. `rows` is the batch's row count; for an unbatched model there is one request and no cut, and
+    so it is with `as_given`, for a batched model that gave another number of rows than it got."""
 
-    __slots__ = ("_blobs", "_finite", "_row_bytes", "_values", "model", "outputs", "row_shapes", "rows")
+    __slots__ = (
+        "_blobs",
+        "_finite",
+        "_row_bytes",
+        "_values",
+        "as_given",
+        "is_cut",
+        "model",
+        "outputs",
+        "row_shapes",
+        "rows",
+    )
 
-    def __init__(self, model: Model, outputs: list[Array], rows: int) -> None:
+    def __init__(self, model: Model, outputs: list[Array], rows: int, as_given: bool = False) -> None:
         self.model = model
         self.outputs = outputs
         self.rows = rows
-        self.row_shapes = tuple([output.shape[1:] if model.batchable else output.shape for output in outputs])
+        self.as_given = as_given
+        self.is_cut = is_cut = model.batchable and not as_given
+        self.row_shapes = tuple([output.shape[1:] if is_cut else output.shape for output in outputs])
         self._blobs: list[bytes | None] = [None] * len(outputs)
         self._row_bytes = [0] * len(outputs)
         # Whether an output is all finite numbers; None: not looked at.
@@ -27,13 +43,21 @@ class BatchResult:
 
     def array(self, index: int, first: int, last: int) -> Array:
         """One request's part of output `index`."""
-        return self.outputs[index][first:last] if self.model.batchable else self.outputs[index]
+        return self.outputs[index][first:last] if self.is_cut else self.outputs[index]
 
     def row_values(self, index: int) -> list[list[object]]:
-        """Output `index` as one flat list of Python values per row of the batch (one row when unbatched)."""
+        """Output `index` as one flat list of Python values per row of the batch (one row when unbatched).
+
+        Raises InferenceFailed where there is no telling which row is whose.
+        """
         values = self._values.get(index)
         if values is None:
-            rows = self.rows if self.model.batchable else 1
+            if self.as_given and self.rows != 1:
+                raise InferenceFailed(
+                    f"model '{self.model.name}' answered {self.rows} rows with another number of them; ask for one row"
+                    " at once, or use ModelInfer"
+                )
+            rows = self.rows if self.is_cut else 1
             values = self._values[index] = self.outputs[index].reshape(rows, -1).tolist()
         return values
 
@@ -46,10 +70,12 @@ class BatchResult:
             )
         if self._finite[index]:
             return self.row_values(index)[row]
+        if self.as_given:
+            self.row_values(index)  # raises where there are several rows
         return json_values(self.array(index, row, row + 1))
 
     def shape(self, index: int, rows: int) -> Shape:
-        return (rows, *self.row_shapes[index]) if self.model.batchable else self.row_shapes[index]
+        return (rows, *self.row_shapes[index]) if self.is_cut else self.row_shapes[index]
 
     def raw(self, index: int, first: int, last: int) -> bytes:
         """One request's part of output `index` as raw little-endian content."""
@@ -60,7 +86,7 @@ class BatchResult:
         if blob is None:
             blob = self._blobs[index] = output.tobytes()
             self._row_bytes[index] = len(blob) // self.rows
-        if not self.model.batchable:
+        if not self.is_cut:
             return blob
         row_bytes = self._row_bytes[index]
         return blob[first * row_bytes : last * row_bytes]

@@ -12,9 +12,10 @@ from nexus_grpc.ipc.control import ControlChannel
 from nexus_grpc.ipc.errors import ModelNotServable, NexusError
 from nexus_grpc.ipc.ring import Sleeper, ring_by_hand
 from nexus_grpc.ipc.stats import WorkerStats, WorkerWord, open_page
+from nexus_grpc.pb.inference.model_config_pb2 import ModelConfig
 
 from .link import FrontLink
-from .loader import LoadOrder, config_of, load_model, metadata_of
+from .loader import LoadOrder, config_of, load_model, metadata_of, note_batching
 from .loop import WorkerLoop
 from .model import Model
 from .predictions import prediction_labels
@@ -54,7 +55,7 @@ class Worker:
         stats.gauge(WorkerWord.PID, os.getpid())
         stats.gauge(WorkerWord.GENERATION, hello["generation"])
         stats.gauge(WorkerWord.SHADOWING, 0)
-        self._loop = WorkerLoop(Sleeper(self._bell), stats, self._report_bug)
+        self._loop = WorkerLoop(Sleeper(self._bell), stats, self._report_bug, self._report_batching)
         # Metadata and configuration of what is loaded, by slot, for arms.
         self._reports: dict[int, tuple[str, str]] = {}
         self._to_load: queue.SimpleQueue[LoadOrder] = queue.SimpleQueue()
@@ -150,6 +151,15 @@ class Worker:
 
     def _report_bug(self, text: str) -> None:
         self._channel.send({"type": "bug", "traceback": text})
+
+    def _report_batching(self, model: Model, reason: str) -> None:
+        """The proof of `model` did not hold: what is told of it from now on says so."""
+        metadata, encoded = self._reports[model.slot]
+        config = ModelConfig.FromString(base64.b64decode(encoded))
+        note_batching(config, model)
+        encoded = base64.b64encode(config.SerializeToString()).decode()
+        self._reports[model.slot] = metadata, encoded
+        self._channel.send({"type": "batching_ended", "slot": model.slot, "config": encoded, "reason": reason})
 
     def _report_failure(self, order: LoadOrder, reason: str) -> None:
         self._channel.send({"type": "load_failed", "slot": order.slot, "reason": reason})

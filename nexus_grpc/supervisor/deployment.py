@@ -135,7 +135,7 @@ class Deployment:
             worker.child.kill()
 
     def on_message(self, worker: WorkerSlot, message: Message) -> None:
-        """`unconfined`, `started`, `loaded`, `load_failed` or `unloaded`."""
+        """`unconfined`, `started`, `loaded`, `load_failed`, `unloaded` or `batching_ended`."""
         kind, slot = message["type"], message.get("slot", 0)
         if kind == "started":
             self.started(worker)
@@ -148,10 +148,20 @@ class Deployment:
         elif kind == "load_failed":
             self._catalogue.failed(slot, message["reason"], worker.index)
             self._answered(worker, slot)
+        elif kind == "batching_ended":
+            self._batching_ended(slot, message["config"], message["reason"])
         elif kind == "unconfined" and message["missing"] != self._unconfined:
             # The same for every worker: said once.
             self._unconfined = message["missing"]
             self._log.warning("workers are not confined as they should be: see SECURITY.md", missing=self._unconfined)
+
+    def _batching_ended(self, slot: int, config: str, reason: str) -> None:
+        """A worker saw that a model whose rows were proved to be apart gives other rows than it gets."""
+        version = self._catalogue.by_slot(slot)
+        if version is not None:
+            version.config = config
+            self._log.warning("model is no longer batched", model=version.name, version=version.version, reason=reason)
+            self._changed()
 
     def _answered(self, worker: WorkerSlot, slot: int) -> None:
         version = self._catalogue.by_slot(slot)

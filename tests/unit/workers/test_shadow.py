@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nexus_grpc.ipc.snapshots import ModelSnapshot
 from nexus_grpc.ipc.stats import PageKind, WorkerStats, create_page, open_page, read_model
-from nexus_grpc.worker.assembly import checked
+from nexus_grpc.worker.assembly import as_result
 from nexus_grpc.worker.loader import load_model
 from nexus_grpc.worker.model import Model
 from nexus_grpc.worker.shadow import BACKLOG_BYTES, BACKLOG_MAX, Shadows
@@ -41,7 +41,7 @@ class Bench:
         feeds = {"x": rows[0] if isinstance(rows[0], np.ndarray) else floats(*rows)}
         model = self.models[PRIMARY]
         outputs = model.run(feeds, False)
-        self.shadows.copy(PRIMARY, feeds, checked(model, outputs, len(feeds["x"])), primary_ns=1000)
+        self.shadows.copy(PRIMARY, feeds, as_result(model, outputs, len(feeds["x"])), primary_ns=1000)
 
     def run_all(self) -> int:
         count = 0
