@@ -116,11 +116,14 @@ def cut(call: Call) -> Sequence[Value]:
 
 def _width(call: Call, axis: int, size: Dim, bounds: tuple[object, object, object]) -> Dim:
     start, end, step = bounds
-    if step == 1 and isinstance(start, int) and isinstance(end, int):
-        if isinstance(size, int):
-            return len(range(size)[start:end])
-        if start == 0 and end >= ENDLESS:
-            return size
+    if not isinstance(start, int) or not isinstance(end, int) or not isinstance(step, int):
+        return call.size(axis)
+    if isinstance(size, int):
+        # An end before the beginning, going backwards, means all that is left; Python writes None for it.
+        return len(range(size)[start : None if step < 0 and end < -size else end : step])
+    if (start == 0 and end >= ENDLESS and step == 1) or (start == -1 and end <= -ENDLESS and step == -1):
+        return size
+    if step == 1:
         own = isinstance(size, Size) and size.factor == 1 and all(n.startswith(INPUT_DIMENSION) for n in size.symbols)
         if (start, end) == (0, 1) and own:
             return 1

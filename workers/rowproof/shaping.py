@@ -313,10 +313,10 @@ def _split_sizes(call: Call, size: Dim) -> list[Dim] | None:
 def resize(call: Call) -> Sequence[Value]:
     value = rows(call)
     need(call.get("coordinate_transformation_mode") != "tf_crop_and_resize", "it crops")
-    need(call.get("keep_aspect_ratio_policy", "stretch") == "stretch", "it keeps proportions")
     chosen = [position(axis, value.rank) for axis in call.get("axes") or range(value.rank)]
     scales, sizes = _scales_and_sizes(call)
     if value.axis in chosen:
+        need(call.get("keep_aspect_ratio_policy", "stretch") == "stretch", "it keeps proportions")
         index = chosen.index(value.axis)
         kept = sizes[index] == value.shape[value.axis] if sizes else len(scales) > index and scales[index] == 1
         need(kept, "it may scale the batch")

@@ -95,6 +95,15 @@ PROVED = {
         SEQUENCE,
         f"{MATRIX}, int64[2] f = {{-1, 4}}",
     ),
+    "attention as torch has it": Case(
+        "t = Transpose<perm = [1, 0, 2]>(x) sh = Shape<start = 0, end = 2>(t) l = Gather(sh, i0) nn = Gather(sh, i)"
+        " bh = Mul(nn, two) th = Concat<axis = 0>(l, bh, two) q = Reshape(t, th) h = Transpose<perm = [1, 0, 2]>(q)"
+        " k = Transpose<perm = [0, 2, 1]>(h) s = MatMul(h, k) p = Softmax<axis = 2>(s) c = MatMul(p, h)"
+        " d = Transpose<perm = [1, 0, 2]>(c) ln = Mul(l, nn) tf = Concat<axis = 0>(ln, four) f = Reshape(d, tf)"
+        " g = Gemm(f, w) tb = Concat<axis = 0>(l, nn, four) o = Reshape(g, tb) y = Transpose<perm = [1, 0, 2]>(o)",
+        SEQUENCE,
+        f"{MATRIX}, int64[1] i0 = {{0}}, {ONE}, int64[1] two = {{2}}, int64[1] four = {{4}}",
+    ),
     "Flatten": Case("y = Flatten<axis = 1>(x)", SEQUENCE),
     "Squeeze": Case("u = Unsqueeze(x, i) y = Squeeze(u, i)", consts=ONE),
     "Transpose": Case("y = Transpose<perm = [0, 2, 1]>(x)", SEQUENCE),
