@@ -18,6 +18,8 @@ from .values import Call, Elements, Fixed, NotProved, Sizes, integers, need
 ELEMENTS_MAX = 256
 # int64 wraps round beyond it.
 INTEGER_MAX = (1 << 63) - 1
+# Of a size in symbols, whatever these are.
+FACTOR_MAX = 1 << 31
 # A batch has fewer rows than this, so that N times one of these is exact in single precision.
 EXACT_FACTOR_MAX = 16
 
@@ -110,7 +112,9 @@ _ELEMENTWISE: dict[str, Callable[..., Element]] = {
 
 
 def _in_range(element: Element) -> Element:
-    return computed("wrapped", element) if isinstance(element, int) and abs(element) > INTEGER_MAX else element
+    size = element.factor if isinstance(element, Size) else element if isinstance(element, int) else 0
+    largest = FACTOR_MAX if isinstance(element, Size) else INTEGER_MAX
+    return computed("wrapped", element) if abs(size) > largest else element
 
 
 def _elementwise(call: Call, values: Sequence[Elements]) -> Elements:
@@ -131,7 +135,8 @@ def _cast_element(element: Element, to: int) -> Element:
         # Of symbols only sizes come here unchanged: a fraction has become a computed symbol before.
         if isinstance(element, float):
             return int(element) if is_small_integer(element) else computed(f"cast{to}", element)
-        fits = not isinstance(element, int) or to == TensorProto.INT64 or abs(element) < 1 << 31
+        factor = element.factor if isinstance(element, Size) else 1
+        fits = to == TensorProto.INT64 or (abs(element) < 1 << 31 if isinstance(element, int) else factor < 1 << 16)
         return element if fits else computed(f"cast{to}", element)
     if to in (TensorProto.FLOAT, TensorProto.DOUBLE):
         if isinstance(element, int) and abs(element) < 1 << 24:
@@ -187,6 +192,8 @@ def _slice(call: Call, values: Sequence[Elements]) -> Elements:
     if values[0].ndim != 1 or not starts or not ends or len(starts) != 1 or (chosen or [0]) not in ([0], [-1]):
         raise NotProved("not a slice of a vector")
     step = steps[0] if steps else 1
+    # Python begins elsewhere with it than ONNX.
+    need(step > 0 or starts[0] >= -len(values[0]), "a start before the beginning, going backwards")
     # A negative end of a backwards slice that lies before the beginning means "all of it", which Python writes None.
     end = None if step < 0 and ends[0] < -len(values[0]) else ends[0]
     return values[0][starts[0] : end : step]

@@ -118,6 +118,8 @@ def _width(call: Call, axis: int, size: Dim, bounds: tuple[object, object, objec
     start, end, step = bounds
     if not isinstance(start, int) or not isinstance(end, int) or not isinstance(step, int):
         return call.size(axis)
+    if isinstance(size, int) and step < 0 and start < -size:  # Python begins elsewhere with it than ONNX
+        return call.size(axis)
     if isinstance(size, int):
         # An end before the beginning, going backwards, means all that is left; Python writes None for it.
         return len(range(size)[start : None if step < 0 and end < -size else end : step])

@@ -13,7 +13,6 @@ from onnx import FunctionProto, GraphProto, ModelProto, TypeProto, inliner, shap
 
 from .sizes import BATCH, Dim, symbol
 from .skim import NotSkimmed, skim_file
-from .table import RULES
 from .values import Fixed, Lost, Rows
 from .walk import DOMAINS, State, TooLong, Walk, subgraphs, tensor_value
 
@@ -81,12 +80,18 @@ def _proved(model: ModelProto, deadline: float) -> Proof:
     model = _unfolded(model)
     _forget_claims(model.graph)
     state: State = {}
-    held = {tensor.name for tensor in model.graph.initializer}
-    held |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    held = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    held |= {tensor.values.name: list(tensor.dims) for tensor in model.graph.sparse_initializer}
     names: dict[str, list[tuple[str, int]]] = {}
     for item in model.graph.input:
         if item.name not in held:
             state[item.name] = _input_rows(item.name, item.type, names)
+        elif item.type.HasField("tensor_type"):
+            # What it says here is a claim.
+            item.type.tensor_type.ClearField("shape")
+            item.type.tensor_type.shape.SetInParent()
+            for size in held[item.name]:
+                item.type.tensor_type.shape.dim.add(dim_value=size)
     if not state:
         return refused("the model has no inputs")
     shapes = _inferred(model)
@@ -148,6 +153,7 @@ def _forget_claims(graph: GraphProto) -> None:
     for item in graph.output:
         if item.type.HasField("tensor_type"):
             item.type.tensor_type.ClearField("shape")
+            item.type.tensor_type.shape.SetInParent()
     for node in graph.node:
         for inner in subgraphs(node):
             _forget_claims(inner)
@@ -174,7 +180,7 @@ def _unfolded(model: ModelProto) -> ModelProto:
     """With the functions that the model brings put in the places where it calls them. Raises _NotFollowed."""
     functions = {(function.domain, function.name): function for function in model.functions}
     for domain, name in functions:
-        if domain == "ai.onnx" or (domain in DOMAINS and (f"{domain}:{name}" if domain else name) in RULES):
+        if domain == "ai.onnx" or domain in DOMAINS:
             raise _NotFollowed(f"the model brings its own '{name[:100]}'")
     counts: dict[tuple[str, str], int] = {}
     count = sum(_unfolded_count(node_key, functions, counts) for node_key in _calls(model.graph))

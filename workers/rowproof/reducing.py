@@ -86,7 +86,8 @@ def skip_layer_norm(call: Call) -> Sequence[Value]:
         shape = scale.shape if isinstance(scale, Fixed) else None
         need(scale is None or (shape is not None and len(shape) == 1), "its scale is no vector")
     need(call.outputs in (1, 4), "its statistics")
-    return [value] * call.outputs
+    statistics = value.with_shape([*value.shape[:-1], 1])
+    return [value, statistics, statistics, value][: call.outputs]
 
 
 def mean_variance(call: Call) -> Sequence[Value]:

@@ -320,7 +320,9 @@ def resize(call: Call) -> Sequence[Value]:
         index = chosen.index(value.axis)
         kept = sizes[index] == value.shape[value.axis] if sizes else len(scales) > index and scales[index] == 1
         need(kept, "it may scale the batch")
-    others = [size for index, size in enumerate(sizes) if chosen[index] != value.axis]
+    others = [
+        size for found in (scales, sizes) for axis, size in zip(chosen, found, strict=False) if axis != value.axis
+    ]
     need(not any(of_batch(size) for size in others), "a size depends on the batch")
     shape: list[Dim] = []
     for axis, size in enumerate(value.shape):

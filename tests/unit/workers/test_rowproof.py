@@ -53,6 +53,22 @@ def test_what_a_file_claims_of_shapes_is_not_believed() -> None:
     assert not prove(model).rows_apart
 
 
+def test_what_a_file_claims_of_an_initialiser_is_not_believed() -> None:
+    """Were `w` one element wide along the batch, the sum would keep rows apart."""
+    model = graph("v = Neg(w) y = Add(x, v)", "float[n, 2] x", "float[2, 2] w = {1, 2, 3, 4}")
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [1, 2]))
+    assert "its own extent along the batch axis" in prove(model).text
+
+
+def test_a_slice_that_begins_before_the_beginning_is_read_as_onnx_reads_it() -> None:
+    """Going backwards from there, ONNX takes the first element and Python none."""
+    body = "s = Shape(x) c = Slice(s, before, first, i0, back) t = Concat<axis = 0>(c, four) y = Reshape(x, t)"
+    consts = (
+        "int64[1] before = {-9}, int64[1] first = {-99}, int64[1] i0 = {0}, int64[1] back = {-1}, int64[1] four = {4}"
+    )
+    assert not prove(graph(body, consts=consts)).rows_apart
+
+
 def test_dimensions_of_one_name_are_told() -> None:
     model = graph("y = Add(x, x2)", "float[n, length] x, float[n, 1, length] x2")
     assert not prove(model).rows_apart  # their batches do not line up

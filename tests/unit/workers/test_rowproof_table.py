@@ -194,6 +194,12 @@ REFUSED = {
     "Pad": Case("y = Pad(x, p)", consts="int64[4] p = {1, 0, 0, 0}"),
     "Split": Case("y, b = Split<axis = 0>(x, s)", consts="int64[2] s = {1, 2}"),
     "Resize": Case("y = Resize(x, , s)", IMAGE, "float[4] s = {2, 1, 1, 1}"),
+    "a size by the number of rows": Case(
+        "s = Shape(x) c = Slice(s, i0, i2) n = Gather(s, i0) k = Mul(n, six) t = Concat<axis = 0>(c, k, k)"
+        " y = Resize(x, , , t)",
+        IMAGE,
+        "int64[1] i0 = {0}, int64[1] i2 = {2}, int64[1] six = {6}",
+    ),
     "Trilu": Case("y = Trilu(x)"),
     "Conv": Case("t = Transpose<perm = [1, 0, 2, 3]>(x) y = Conv(t, w)", IMAGE, "float[1, 1, 2, 2] w = {1, 2, 3, 4}"),
     "MaxPool's indices": Case("y, t = MaxPool<kernel_shape = [2, 2]>(x)", IMAGE, outputs="y, t"),
