@@ -100,7 +100,10 @@ class Worker:
     def load_gently(self) -> None:
         """As `load`, giving way to everything else: the calling thread is this nice from now on, and so are the threads
         that it starts; hence only models without threads of their own come here."""
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), GENTLE_NICE)
+        thread = threading.get_native_id()
+        # Where the server itself is nicer, less nice is not allowed.
+        nice = max(GENTLE_NICE, os.getpriority(os.PRIO_PROCESS, thread))
+        os.setpriority(os.PRIO_PROCESS, thread, nice)
         self._load_from(self._to_load_gently)
 
     def _load_from(self, orders: "queue.SimpleQueue[LoadOrder]") -> None:

@@ -253,6 +253,16 @@ def test_command_line(server: Server) -> None:
     assert "NOT_FOUND: Request for unknown model: 'nothing' is not found" in failed.stderr
 
 
+def test_a_server_that_is_nice_loads_models(tmp_path: pathlib.Path) -> None:
+    """Nicer than its threads that load: these may not become less nice."""
+    with running_server(tmp_path, prefix=("nice", "-n", "19")) as server:
+        client = Client(server.address)
+        try:
+            assert_serves(client)
+        finally:
+            client.close()
+
+
 def test_doctor(server: Server, tmp_path: pathlib.Path) -> None:
     (tmp_path / "nexus.toml").write_text(
         f'model_repository = "{MODELS}"\ngrpc_port = {server.port}\nmetrics_port = {server.metrics_port}\n'
