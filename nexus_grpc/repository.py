@@ -1,45 +1,39 @@
 """The model repository: a folder of models in Triton's layout, read into `ModelEntry` values.
 
     <root>/<model>/config.pbtxt              optional
-    <root>/<model>/<version>/model.onnx      or the configuration's default_model_filename
+    <root>/<model>/<version>/model.onnx      or another file: see version_folders.py
     <root>/<model>/<labels>.txt              an output's label_filename
     <root>/<model>/warmup/<file>             a warm-up input's input_data_file
 
 Nothing outside the root is ever read: names are checked, and a symbolic link that leads out is refused. A model that
-is broken gets an `error` and never hides the others.
+is broken gets an `error` and never hides the others. A folder that is no model is `Skipped`, with the reason; hidden
+folders and plain files are nobody's business.
 """
 
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nexus_grpc.configuration import ConfigurationError
-from nexus_grpc.ipc.errors import InvalidInput, ModelNotServable
+from nexus_grpc.ipc import model_names
+from nexus_grpc.ipc.errors import ModelNotServable
 from nexus_grpc.model_config import ModelPolicy, check_config, is_file_name, parse_config, policy_of
 from nexus_grpc.pb.inference.model_config_pb2 import ModelConfig
+from nexus_grpc.version_folders import (
+    MODEL_FILE,
+    VersionEntry,
+    VersionFolders,
+    check_inside,
+    has_version_folder,
+    read_versions,
+)
 
 CONFIG_FILE = "config.pbtxt"
-MODEL_FILE = "model.onnx"
 WARMUP_FOLDER = "warmup"
 # Real ones are a few KiB; ImageNet-21k's labels are 400 KB.
 CONFIG_BYTES_MAX = 1 << 20
 LABELS_BYTES_MAX = 16 << 20
-
-_MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
-# Routes of the REST interface that would shadow such a model.
-RESERVED_NAMES = frozenset({"info", "upload"})
-# Versions travel as int64; leading zeros would give one version two names.
-_VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class VersionEntry:
-    """One version that the version policy selects."""
-
-    version: int
-    path: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +63,31 @@ class ModelEntry:
     error: str | None = None
 
 
-def is_model_name(name: str) -> bool:
-    """Whether `name` may be a model's id: `^[a-z0-9][a-z0-9._-]{0,63}$`, no "..", and no reserved name."""
-    return _MODEL_NAME.fullmatch(name) is not None and ".." not in name and name not in RESERVED_NAMES
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A folder of the repository that is no model, and why. The name is printable, whatever the folder's was."""
+
+    name: str
+    reason: str
 
 
-def check_model_name(name: str) -> None:
-    """Raises InvalidInput when `name` may not be a model's id."""
-    if not is_model_name(name):
-        raise InvalidInput(
-            "the id must be 1 to 64 of a-z, 0-9, '.', '_' and '-', begin with a letter or digit, have no '..', and be"
-            " neither `info` nor `upload`",
-            field="id",
-        )
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is in the repository, in the order of the names."""
+
+    entries: tuple[ModelEntry, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    def beside(self, known: Collection[str]) -> "Contents":
+        """Without the models whose name differs by case only from one that came before them.
+
+        Args:
+            known: the names of the models that there were already.
+        """
+        refused = model_names.newcomers([entry.name for entry in self.entries], known)
+        late = [Skipped(name, model_names.taken_text(name, holder)) for name, holder in refused.items()]
+        kept = tuple(entry for entry in self.entries if entry.name not in refused)
+        return Contents(kept, tuple(sorted((*self.skipped, *late), key=lambda each: each.name)))
 
 
 def relative_path(name: str, version: str) -> str:
@@ -89,26 +95,33 @@ def relative_path(name: str, version: str) -> str:
     return f"{name}/{version}/{MODEL_FILE}" if version else name
 
 
-def scan(root: Path) -> list[ModelEntry]:
-    """Reads the repository, models in the order of their names. Hidden and plain files in the root are ignored.
+def read_repository(root: Path) -> Contents:
+    """Reads all of it.
 
     Raises:
         ConfigurationError: the root is missing, not a folder or not readable.
     """
     real_root, names = _list_root(root)
-    return [_read_model(root / name, real_root) for name in names if _is_folder(root / name)]
+    read = [_read_folder(root / name, real_root) for name in names if _is_folder(root / name)]
+    entries = tuple(each for each in read if isinstance(each, ModelEntry))
+    return Contents(entries, tuple(each for each in read if isinstance(each, Skipped)))
 
 
-def scan_model(root: Path, name: str) -> ModelEntry | None:
-    """Reads one model of the repository again; None if it has no such folder (or `name` can't be a model's name).
+def scan(root: Path, known: Collection[str] = ()) -> list[ModelEntry]:
+    """The models alone. Raises ConfigurationError, as `read_repository`."""
+    return list(read_repository(root).beside(known).entries)
+
+
+def scan_model(root: Path, name: str) -> ModelEntry | Skipped | None:
+    """Reads one folder of the repository again; None if there is none (or `name` can't be a model's name).
 
     Raises:
-        ConfigurationError: as `scan`.
+        ConfigurationError: as `read_repository`.
     """
     real_root, names = _list_root(root)
-    if not is_model_name(name) or name not in names or not _is_folder(root / name):
+    if not model_names.is_model_name(name) or name not in names or not _is_folder(root / name):
         return None
-    return _read_model(root / name, real_root)
+    return _read_folder(root / name, real_root)
 
 
 def _list_root(root: Path) -> tuple[Path, list[str]]:
@@ -152,50 +165,49 @@ def _is_folder(path: Path) -> bool:
         return True
 
 
-def _read_model(folder: Path, root: Path) -> ModelEntry:
+def _read_folder(folder: Path, root: Path) -> ModelEntry | Skipped:
     name = folder.name
-    if not is_model_name(name):
+    if not model_names.is_model_name(name):
         printable = name.encode("utf-8", "backslashreplace").decode("utf-8")
-        return ModelEntry(
-            printable,
-            folder,
-            error="not a model name: expected 1 to 64 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit, "
-            f"without '..', and none of {', '.join(sorted(RESERVED_NAMES))}",
-        )
+        return Skipped(printable, f"not a model's name; expected {model_names.EXPECTED}")
+    try:
+        check_inside(folder, root)
+        if not has_version_folder(folder) and not os.path.lexists(folder / CONFIG_FILE):
+            return Skipped(name, _no_versions(folder, None))
+        return _read_model(folder, root)
+    except ModelNotServable as error:
+        return ModelEntry(name, folder, error=error.message)
+    except (OSError, RuntimeError, ValueError) as error:
+        return ModelEntry(name, folder, error=f"cannot be read: {_reason(error)}")
+
+
+def _read_model(folder: Path, root: Path) -> ModelEntry:
+    """Raises OSError, RuntimeError or ValueError."""
     config: ModelConfig | None = None
     try:
-        _check_inside(folder, root)
         config = _read_config(folder, root)
         policy = ModelPolicy() if config is None else policy_of(config)
-        versions, missing = _read_versions(folder, root, config)
+        there = read_versions(folder, root, config.default_model_filename if config is not None else "")
+        versions, wrong = _selected(folder, there, config)
         return ModelEntry(
-            name=name,
+            name=folder.name,
             path=folder,
             config=config,
             policy=policy,
             versions=versions,
-            present=_present(folder, root, config),
+            present=there.found,
             labels=_read_labels(folder, root, config),
             warmup_files=_find_warmup_files(folder, root, config),
-            error=missing,
+            error=wrong,
         )
     except ModelNotServable as error:
-        return ModelEntry(name, folder, config=config, error=error.message)
-    except (OSError, RuntimeError) as error:
-        return ModelEntry(name, folder, config=config, error=f"cannot be read: {_reason(error)}")
+        return ModelEntry(folder.name, folder, config=config, error=error.message)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({Path(str(error.filename)).name})" if error.filename else error.strerror
     return str(error)
-
-
-def _check_inside(path: Path, root: Path) -> None:
-    if not path.resolve().is_relative_to(root):
-        raise ModelNotServable(
-            f"{path.name} is a symbolic link that leads outside the model repository", reason="OUTSIDE_REPOSITORY"
-        )
 
 
 def _read_text(path: Path, root: Path, bytes_max: int) -> str:
@@ -205,7 +217,7 @@ def _read_text(path: Path, root: Path, bytes_max: int) -> str:
         FileNotFoundError: there is no such file.
         ModelNotServable: it lies outside, is too large, or is not UTF-8.
     """
-    _check_inside(path, root)
+    check_inside(path, root)
     with path.open("rb") as file:
         content = file.read(bytes_max + 1)
     if len(content) > bytes_max:
@@ -230,39 +242,28 @@ def _read_config(folder: Path, root: Path) -> ModelConfig | None:
     return config
 
 
-def _read_versions(folder: Path, root: Path, config: ModelConfig | None) -> tuple[tuple[VersionEntry, ...], str | None]:
-    """The selected versions that have a model file, and what is wrong with the others."""
-    present = [int(path.name) for path in folder.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir()]
-    if not present:
-        return (), f"has no version folder: expected {folder.name}/1/{_model_file(config)}"
-    found: list[VersionEntry] = []
-    problems: list[str] = []
-    for version in selected_versions(config, present):
-        path = folder / str(version) / _model_file(config)
-        try:
-            _check_inside(path, root)
-        except ModelNotServable as error:
-            problems.append(f"version {version}: {error.message}")
-            continue
-        if path.is_file():
-            found.append(VersionEntry(version, path))
-        else:
-            problems.append(f"version {version} has no file {folder.name}/{version}/{path.name}")
-    return tuple(found), "; ".join(problems) or None
-
-
-def _present(folder: Path, root: Path, config: ModelConfig | None) -> tuple[VersionEntry, ...]:
-    """Every version folder with a model file inside the repository."""
-    found = []
-    for number in sorted(int(path.name) for path in folder.iterdir() if _VERSION.fullmatch(path.name)):
-        path = folder / str(number) / _model_file(config)
-        if path.is_file() and path.resolve().is_relative_to(root):
-            found.append(VersionEntry(number, path))
-    return tuple(found)
+def _no_versions(folder: Path, config: ModelConfig | None) -> str:
+    return f"has no version folder: expected {folder.name}/1/{_model_file(config)}"
 
 
 def _model_file(config: ModelConfig | None) -> str:
     return (config.default_model_filename if config is not None else "") or MODEL_FILE
+
+
+def _selected(
+    folder: Path, there: VersionFolders, config: ModelConfig | None
+) -> tuple[tuple[VersionEntry, ...], str | None]:
+    """The versions that the policy selects, and what is wrong with those that have no file."""
+    problems = dict(there.problems)
+    known = [*problems, *(each.version for each in there.found)]
+    if not known:
+        return (), _no_versions(folder, config)
+    chosen = selected_versions(config, known)
+    for version in chosen:
+        if version not in known:
+            problems[version] = f"version {version} has no file {folder.name}/{version}/{_model_file(config)}"
+    wrong = [*(problems[version] for version in chosen if version in problems), *there.doubled]
+    return tuple(each for each in there.found if each.version in chosen), "; ".join(wrong) or None
 
 
 def _read_labels(folder: Path, root: Path, config: ModelConfig | None) -> dict[str, tuple[str, ...]]:
@@ -301,7 +302,7 @@ def _find_warmup_files(folder: Path, root: Path, config: ModelConfig | None) -> 
             if not is_file_name(file_name):
                 raise ModelNotServable(f'model_warmup: input "{name}": input_data_file must be a plain file name')
             path = folder / WARMUP_FOLDER / file_name
-            _check_inside(path, root)
+            check_inside(path, root)
             if not path.is_file():
                 raise ModelNotServable(f"model_warmup: {folder.name}/{WARMUP_FOLDER}/{file_name} is not there")
             files[file_name] = path

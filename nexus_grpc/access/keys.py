@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nexus_grpc.access.identity import ALL_MODELS, SCOPE_NAMES, Identity, Scope
+from nexus_grpc.ipc import model_names
 from nexus_grpc.ipc.errors import InvalidInput, Unauthenticated
 
 PREFIX = "nxk_"
@@ -31,15 +32,15 @@ PRIORITY_MAX = 9
 PRIORITY_DEFAULT = 5
 NAME_CHARACTERS_MAX = 64
 MODELS_MAX = 64
-PATTERN_CHARACTERS_MAX = 64
+PATTERN_CHARACTERS_MAX = model_names.CHARACTERS_MAX
 BURST_MAX = 1_000_000
 RATE_MAX = 1e9
 
 _KEY = re.compile(rf"{PREFIX}([0-9a-f]{{{ID_CHARACTERS}}})_([A-Za-z0-9_-]{{{SECRET_CHARACTERS}}})", re.ASCII)
 _ID = re.compile(rf"[0-9a-f]{{{ID_CHARACTERS}}}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@/+-]*", re.ASCII)
-# A model's id (repository.py) with a shell's wildcards.
-_PATTERN = re.compile(r"[a-z0-9._*?\[\]!-]+", re.ASCII)
+# A model's name with a shell's wildcards. Case counts.
+_PATTERN = re.compile(rf"[*?\[\]!{model_names.CHARACTERS}]+", re.ASCII)
 # What the secret of an unknown id is compared with: random, so that no secret fits.
 _NO_DIGEST = secrets.token_bytes(DIGEST_BYTES)
 _WRONG = "the API key is not valid; expected one that `nexus keys create` printed and that was not revoked"

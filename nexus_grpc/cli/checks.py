@@ -24,7 +24,7 @@ from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.cpus import available_cpus, default_worker_count, parse_cpu_list, quota_cores
 from nexus_grpc.ipc.confinement import missing_support
 from nexus_grpc.ipc.errors import NexusError
-from nexus_grpc.repository import scan
+from nexus_grpc.repository import read_repository
 from nexus_grpc.settings import (
     CONFIG_VARIABLE,
     ENV_PREFIX,
@@ -333,10 +333,13 @@ def check_grpcio(settings: Settings) -> Iterator[Finding]:
 def check_models(settings: Settings) -> Iterator[Finding]:
     """The model repository, and each model in it that can't be served."""
     try:
-        entries = scan(settings.model_repository)
+        contents = read_repository(settings.model_repository).beside(())
     except (ConfigurationError, NexusError) as error:
         yield Finding("fail", "models", error.message, "")
         return
+    entries = contents.entries
+    for folder in contents.skipped:
+        yield Finding("warn", f"folder {folder.name}", folder.reason, "it is skipped; the models are served")
     broken = [entry for entry in entries if entry.error is not None]
     for entry in broken:
         yield Finding("warn", f"model {entry.name}", entry.error or "", "correct it; the other models are served")

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from nexus_grpc.ipc import model_names
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.wire import HTTP_BODY_DATA, WireError, fields, length_prefix, read_varint
@@ -25,7 +26,8 @@ KEYS = {
     Method.HTTP_V1_INFER: ("model", "version"),
 }
 _BODY_TAG, _TYPE_TAG, _DATA_TAG = 0x7A, 0x0A, 0x12
-_PLAIN = rb'"\s*:\s*"([A-Za-z0-9._-]{0,64})"'
+# A model's name or a version's; any other value is read as JSON.
+_PLAIN = rb'"\s*:\s*"([%b]{0,%d})"' % (model_names.CHARACTERS.encode(), model_names.CHARACTERS_MAX)
 
 
 def _needle(key: str) -> tuple[bytes, Callable[[bytes], re.Match[bytes] | None]]:

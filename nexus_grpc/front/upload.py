@@ -37,10 +37,10 @@ from nexus_grpc.ipc.errors import (
     Overloaded,
     TooLarge,
 )
+from nexus_grpc.ipc.model_names import check_model_name
 from nexus_grpc.ipc.rich_errors import status_bytes
 from nexus_grpc.ipc.wire import json_body
 from nexus_grpc.pb.nexus.v1.models_pb2 import UploadHeader, UploadRequest, UploadResponse
-from nexus_grpc.repository import check_model_name
 from nexus_grpc.rest.errors import error_body, http_status
 from nexus_grpc.rest.twin import SERVICE, path_of
 from nexus_grpc.staging import StagedFile

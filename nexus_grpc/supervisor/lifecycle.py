@@ -19,14 +19,16 @@ from typing import Any
 
 from nexus_grpc import logs
 from nexus_grpc.ipc.errors import ModelNotServable, NexusError, StorageFailed, UnknownModel
+from nexus_grpc.ipc.model_names import is_model_name
 from nexus_grpc.registry.records import Change, ModelRow, VersionRow
 from nexus_grpc.registry.store import Registry, now_text
-from nexus_grpc.repository import ModelEntry, is_model_name, scan_model
+from nexus_grpc.repository import Contents, Skipped, scan_model
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor import model_state
 from nexus_grpc.supervisor.catalogue import LOADING, UNAVAILABLE, Catalogue, Version
 from nexus_grpc.supervisor.deployment import Deployment
 from nexus_grpc.supervisor.loading import Loading
+from nexus_grpc.supervisor.looks import Looks
 from nexus_grpc.supervisor.model_state import ModelState
 from nexus_grpc.traffic.policy import EARLIER_MAX, ModelTraffic
 
@@ -42,11 +44,15 @@ class Lifecycle:
         self._log = logs.logger()
         self.states: dict[str, ModelState] = {}
         self.loading = Loading(settings, catalogue, self._show)
+        self.looks = Looks(settings.model_repository, self.states)
 
     # --- starting ---
 
-    def begin(self, entries: Sequence[ModelEntry]) -> None:
+    def begin(self, contents: Contents) -> None:
         """Take up what the registry and the repository hold; put what is wanted into the catalogue. Nothing is loaded.
+
+        Args:
+            contents: of the repository, without models whose names are taken (Contents.beside).
 
         Raises StorageFailed when the registry cannot be read.
         """
@@ -55,7 +61,8 @@ class Lifecycle:
             state.row, state.traffic = row, ModelTraffic.from_json(row.traffic) if row.traffic else ModelTraffic()
         for version in self._registry.versions():
             self._state(version.model).rows[version.version] = version
-        for entry in entries:
+        self.looks.report(contents)
+        for entry in contents.entries:
             self._state(entry.name).entry = entry
         for state in list(self.states.values()):
             self._place(state)
@@ -225,15 +232,25 @@ class Lifecycle:
                     await self.settle(state)
                 raise
 
-    async def rescan(self, state: ModelState) -> None:
-        """Read a model's folder again. One that became broken, with its files there, goes on as it was."""
+    async def rescan(self, state: ModelState) -> str:
+        """Read a model's folder again. One that became broken, with its files there, goes on as it was.
+
+        Returns why its folder is no model; nothing if it is one, or there is none. Raises AlreadyExists when the folder
+        is a newcomer whose name is taken.
+        """
         found = await asyncio.to_thread(scan_model, self._settings.model_repository, state.name)
+        if isinstance(found, Skipped):
+            state.entry = None
+            return found.reason
+        if found is not None:
+            self.looks.names.check(state.name)
         broken = found is not None and found.error is not None and not found.present
         in_memory = model_state.loaded(self._catalogue, state.name).values()
         if broken and found is not None and state.present and any(os.path.exists(each.path) for each in in_memory):
             self._log.error("model cannot be read; it serves on as it was", model=state.name, reason=found.error)
-            return
+            return ""
         state.entry = found
+        return ""
 
     # --- bringing it about ---
 

@@ -12,7 +12,7 @@ from nexus_grpc.ipc.confinement import keep_private
 from nexus_grpc.ipc.errors import StorageFailed
 from nexus_grpc.ipc.segment import SegmentError
 from nexus_grpc.registry.open import open_registry
-from nexus_grpc.repository import scan
+from nexus_grpc.repository import read_repository
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor import log_pump, storage
 from nexus_grpc.supervisor.data_folder import data_folder
@@ -33,13 +33,14 @@ def run(settings: Settings) -> int:
     logs.configure(settings.log_format, settings.log_level, "supervisor")
     python_log.capture()
     check_sidecar(settings)
-    entries = scan(settings.model_repository)
+    contents = read_repository(settings.model_repository)
 
     async def serve() -> int:
         with data_folder(settings.data_dir):
             storage.sweep_all(settings.model_repository)
             registry = open_registry(settings.registry_url, settings.data_dir)
-            return await Supervisor(settings, entries, registry).run()
+            known = {row.id for row in registry.models()}
+            return await Supervisor(settings, contents.beside(known), registry).run()
 
     try:
         return uvloop.run(serve())

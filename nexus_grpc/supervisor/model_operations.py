@@ -17,9 +17,9 @@ from nexus_grpc.ipc.errors import (
     StateConflict,
     UnknownModel,
 )
+from nexus_grpc.ipc.model_names import check_model_name
 from nexus_grpc.registry.records import AuditRow, ModelRow, VersionRow
 from nexus_grpc.registry.store import now_text
-from nexus_grpc.repository import check_model_name
 from nexus_grpc.supervisor import model_state, storage
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_state import ModelState
@@ -55,8 +55,10 @@ class ModelOperations:
     async def _to_load(self, state: ModelState, version: str) -> list[int]:
         """The versions that are meant, of what is in the repository now."""
         known_before = state.is_known
-        await self._lifecycle.rescan(state)
+        skipped = await self._lifecycle.rescan(state)
         if state.entry is None:
+            if skipped:
+                raise ModelNotServable(f"the folder {state.name} of the repository is no model: {skipped}")
             if not known_before:
                 raise UnknownModel(f"Request for unknown model: '{state.name}' is not found")
             raise UnknownModel(f"model '{state.name}' is not in the repository")
@@ -210,7 +212,8 @@ class ModelOperations:
         _check_stage(arguments["stage"] or "none")
         _check_labels(arguments["labels"])
         async with self._lifecycle.hold(name, new=True) as state:
-            return await self._register(state, arguments, actor)
+            with self._lifecycle.looks.names.claim(name):
+                return await self._register(state, arguments, actor)
 
     async def _register(self, state: ModelState, arguments: Arguments, actor: str) -> dict[str, Any]:
         life, version = self._lifecycle, arguments["version"]

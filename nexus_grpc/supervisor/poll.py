@@ -12,7 +12,7 @@ from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.ipc.errors import NexusError, UnknownModel
 from nexus_grpc.registry.records import VersionRow
 from nexus_grpc.registry.store import now_text
-from nexus_grpc.repository import ModelEntry, scan
+from nexus_grpc.repository import ModelEntry
 from nexus_grpc.supervisor import model_state, storage
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_state import ModelState
@@ -82,7 +82,7 @@ class Poll:
             relink: `current` links count, also unchanged ones.
         """
         life = self._lifecycle
-        entries = {entry.name: entry for entry in await asyncio.to_thread(scan, life.settings.model_repository)}
+        entries = {entry.name: entry for entry in (await life.looks.look()).entries}
         failed: dict[str, NexusError] = {}
         looks = []
         for name in sorted(set(entries) | set(life.states)):

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from nexus_grpc.ipc.errors import AlreadyExists, StorageFailed
-from nexus_grpc.repository import MODEL_FILE
 from nexus_grpc.staging import clear, failed, staged_name, staging_folder, sweep, write_all
+from nexus_grpc.version_folders import MODEL_FILE
 
 INFO_FILE = "model_info.json"
 CURRENT_LINK = "current"

@@ -18,7 +18,7 @@ from nexus_grpc.ipc.ring import ordering_is_proven
 from nexus_grpc.ipc.segment import SegmentError
 from nexus_grpc.limits.shared import create_table
 from nexus_grpc.registry.store import Registry
-from nexus_grpc.repository import ModelEntry
+from nexus_grpc.repository import Contents
 from nexus_grpc.settings import Settings
 from nexus_grpc.staging import sweep
 from nexus_grpc.supervisor import backoff
@@ -51,12 +51,12 @@ class Supervisor:
     behind then.
     """
 
-    def __init__(self, settings: Settings, entries: Sequence[ModelEntry], registry: Registry) -> None:
+    def __init__(self, settings: Settings, contents: Contents, registry: Registry) -> None:
         self._settings = settings
         self._log = logs.logger()
         self._cpus = cpus.parse_cpu_list(settings.cpus) if settings.cpus else cpus.available_cpus()
-        self._placement = place(entries, settings.workers or cpus.default_worker_count(self._cpus))
-        self._entries = entries
+        self._placement = place(contents.entries, settings.workers or cpus.default_worker_count(self._cpus))
+        self._contents = contents
         self._catalogue = Catalogue(self._placement)
         sets = cpus.assign(self._cpus, self._placement.workers)
         self._workers = [WorkerSlot(index, list(cores)) for index, cores in enumerate(sets)]
@@ -79,7 +79,7 @@ class Supervisor:
         claims = claim_ports(self._settings)
         metrics = serve_metrics(self._settings, lambda: self._sources, self._administration.admit)
         self._take_signals()
-        self._lifecycle.begin(self._entries)
+        self._lifecycle.begin(self._contents)
         self._administration.begin()
         try:
             if has_sidecar(self._settings):

@@ -10,15 +10,17 @@ from typing import Any
 from nexus_grpc import logs
 from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.ipc.errors import AlreadyExists, ModelNotServable, NexusError, StorageFailed
+from nexus_grpc.ipc.model_names import check_model_name
 from nexus_grpc.registry.records import ModelRow, VersionRow
 from nexus_grpc.registry.store import now_text
-from nexus_grpc.repository import MODEL_FILE, ModelEntry, check_model_name
+from nexus_grpc.repository import ModelEntry
 from nexus_grpc.supervisor import storage
 from nexus_grpc.supervisor.catalogue import READY, UNLOADED
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_operations import next_number
 from nexus_grpc.supervisor.model_state import ModelState
 from nexus_grpc.supervisor.trial import Trial, try_model
+from nexus_grpc.version_folders import MODEL_FILE
 
 # The records of the model and of the version; None for one that was not there.
 Before = tuple[ModelRow | None, VersionRow | None]
@@ -46,6 +48,7 @@ class Uploads:
         name, settings = header["id"], life.settings
         async with life.hold(name, new=True) as state:
             number, _ = await self._number(state, header)
+            life.looks.names.check(name)
             entry = state.entry or ModelEntry(name, settings.model_repository / name)
         trial = await try_model(str(staged), name, str(number), entry, settings)
         async with life.hold(name, new=True) as state:
@@ -53,7 +56,8 @@ class Uploads:
             number, version_name = await self._number(state, header)
             before = state.row, state.rows.get(number)
             row = self._row(state, number, version_name, arguments, trial, actor)
-            await self._commit(state, staged, row, header, actor)
+            with life.looks.names.claim(name):
+                await self._commit(state, staged, row, header, actor)
             # It has passed its trial: loading needs no second one.
             state.tried[state.fingerprint(row.version)] = trial.batching_veto
             if header["store_only"]:

@@ -28,7 +28,7 @@ from nexus_grpc import logs
 from nexus_grpc.ipc.errors import NexusError
 from nexus_grpc.registry.open import open_registry
 from nexus_grpc.registry.records import VersionRow
-from nexus_grpc.repository import scan
+from nexus_grpc.repository import read_repository
 from nexus_grpc.settings import Settings, load_settings
 from nexus_grpc.staging import FOLDER, StagedFile
 from nexus_grpc.supervisor import storage, uploads
@@ -196,7 +196,7 @@ class World:
             catalogue = Catalogue(Placement(1, ()))
             life = Lifecycle(self.settings, catalogue, registry)
             life.loading.deployment = Deployment(self.settings, catalogue, [], [], life.table, lambda: None)
-            life.begin(scan(self.repository))
+            life.begin(read_repository(self.repository))
             yield life
 
     def upload(self, fault: Fault) -> dict[str, Any]:

@@ -197,6 +197,9 @@ def test_models(tmp_path: Path) -> None:
     (tmp_path / "iris/1/model.onnx").write_bytes(b"onnx")
     assert states(list(check_models(settings))) == ["ok"]
     (tmp_path / "empty").mkdir()
-    broken, fine = check_models(settings)
-    assert (broken.state, broken.check) == ("warn", "model empty")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/config.pbtxt").write_text("bogus: 1")
+    skipped, broken, fine = check_models(settings)
+    assert (skipped.state, skipped.check) == ("warn", "folder empty")
+    assert (broken.state, broken.check) == ("warn", "model broken")
     assert fine.found.startswith("1 in ")

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus_grpc.configuration import ConfigurationError
+from nexus_grpc.ipc.model_names import is_model_name
 from nexus_grpc.model_config import ModelPolicy
 from nexus_grpc.pb.inference.model_config_pb2 import ModelConfig
-from nexus_grpc.repository import ModelEntry, is_model_name, scan, scan_model, selected_versions
+from nexus_grpc.repository import Contents, ModelEntry, Skipped, read_repository, scan, scan_model, selected_versions
 
 
 def add_model(root: Path, name: str, *versions: str, config: str | None = None, file: str = "model.onnx") -> Path:
@@ -28,6 +29,11 @@ def add_model(root: Path, name: str, *versions: str, config: str | None = None, 
 def only(root: Path) -> ModelEntry:
     (entry,) = scan(root)
     return entry
+
+
+def skipped(root: Path) -> dict[str, str]:
+    """Why each folder is no model."""
+    return {each.name: each.reason for each in read_repository(root).skipped}
 
 
 def versions_of(entry: ModelEntry) -> list[int]:
@@ -57,7 +63,7 @@ def test_models_come_in_the_order_of_their_names(tmp_path: Path) -> None:
 def test_hidden_and_plain_files_are_ignored(tmp_path: Path) -> None:
     add_model(tmp_path, ".git", "1")
     (tmp_path / "README.md").write_text("models")
-    assert scan(tmp_path) == []
+    assert read_repository(tmp_path) == Contents()
 
 
 def test_a_broken_model_does_not_hide_the_others(tmp_path: Path) -> None:
@@ -109,13 +115,13 @@ def test_selected_versions(present: set[int], count: int) -> None:
 
 
 def test_what_is_no_version_folder(tmp_path: Path) -> None:
-    folder = add_model(tmp_path, "iris", "1", "01", "0", "-3", "v4", "5.0", "٣", "9" * 19)
+    folder = add_model(tmp_path, "iris", "1", "01", "0", "-3", "V4", "5.0", "vv5", "٣", "9" * 19)
     (folder / "6").write_text("a file")
     assert versions_of(only(tmp_path)) == [1]
 
 
 def test_no_version_folder_at_all(tmp_path: Path) -> None:
-    add_model(tmp_path, "iris")
+    add_model(tmp_path, "iris", config="")
     assert error_of(tmp_path) == "has no version folder: expected iris/1/model.onnx"
 
 
@@ -139,24 +145,39 @@ def test_another_file_name(tmp_path: Path) -> None:
     assert entry.versions[0].path.name == "net.onnx"
 
 
-@pytest.mark.parametrize("name", ["Iris", "-x", "a..b", "a b", "ü", "a" * 65, "info", "upload", "_x"])
-def test_what_is_no_model_name(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["lost+found", "-x", "a..b", "a b", "ü", "a" * 129, "info", "upload", "_x"])
+def test_a_folder_with_another_name_is_skipped(tmp_path: Path, name: str) -> None:
     add_model(tmp_path, name, "1")
-    assert not is_model_name(name)
-    assert error_of(tmp_path).startswith("not a model name: ")
+    add_model(tmp_path, "iris", "1")
+    assert only(tmp_path).name == "iris"
+    assert list(skipped(tmp_path)) == [name]
+    assert skipped(tmp_path)[name].startswith("not a model's name; expected 1 to 128 letters (a-z, A-Z), digits, ")
     assert scan_model(tmp_path, name) is None
 
 
 def test_an_undecodable_folder_name(tmp_path: Path) -> None:
     os.mkdir(os.fsencode(tmp_path) + b"/\xff")
-    entry = only(tmp_path)
-    assert entry.error is not None
-    entry.name.encode("utf-8")
+    assert list(skipped(tmp_path)) == ["\\udcff"]
 
 
-@pytest.mark.parametrize("name", ["iris", "0", "a.b_c-d", "a" * 64])
-def test_model_names(name: str) -> None:
-    assert is_model_name(name)
+def test_a_folder_with_nothing_of_a_model_is_skipped(tmp_path: Path) -> None:
+    add_model(tmp_path, "scripts")
+    (tmp_path / "scripts/train.py").write_text("")
+    (tmp_path / "scripts/1").write_text("a file")
+    reason = "has no version folder: expected scripts/1/model.onnx"
+    assert skipped(tmp_path) == {"scripts": reason}
+    assert scan_model(tmp_path, "scripts") == Skipped("scripts", reason)
+
+
+def test_of_two_names_that_differ_by_case_only_the_newcomer_is_skipped(tmp_path: Path) -> None:
+    for name in ("Iris", "iris", "BertBase"):
+        add_model(tmp_path, name, "1")
+    found = read_repository(tmp_path).beside({"iris"})
+    assert [entry.name for entry in found.entries] == ["BertBase", "iris"]
+    reason = "'Iris' differs from the model 'iris' by case only; give it another name, or delete 'iris' first"
+    assert found.skipped == (Skipped("Iris", reason),)
+    # All at once: whoever comes first by the alphabet, each time.
+    assert [entry.name for entry in scan(tmp_path)] == ["BertBase", "Iris"]
 
 
 @pytest.mark.parametrize("name", ["", "../iris", "iris/", "iris\n", ".."])

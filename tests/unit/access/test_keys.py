@@ -126,7 +126,7 @@ def test_json_there_and_back() -> None:
         ("a", {"scopes": Scope.NONE}, "without scopes"),
         ("a", {"models": ()}, "0 model patterns"),
         ("a", {"models": ("../x",)}, "no pattern of models' ids"),
-        ("a", {"models": ("a" * 65,)}, "no pattern of models' ids"),
+        ("a", {"models": ("a" * 129,)}, "no pattern of models' ids"),
         ("a", {"rate_per_minute": -1}, "rate_per_minute is -1; expected 0"),
         ("a", {"rate_per_minute": math.nan}, "rate_per_minute is nan"),
         ("a", {"burst": -1}, "burst is -1"),

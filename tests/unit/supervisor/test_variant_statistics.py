@@ -11,7 +11,7 @@ from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.stats import FrontStats, WorkerStats
 from nexus_grpc.registry.open import open_registry
 from nexus_grpc.registry.store import Registry
-from nexus_grpc.repository import scan
+from nexus_grpc.repository import read_repository
 from nexus_grpc.settings import load_settings
 from nexus_grpc.supervisor.catalogue import Catalogue, place
 from nexus_grpc.supervisor.deployment import Deployment
@@ -31,10 +31,10 @@ class Run:
     def __init__(self, folder: Path) -> None:
         settings = load_settings({"model_repository": str(folder), "data_dir": str(folder / ".data")})
         self.registry: Registry = open_registry("", folder / ".data")
-        entries = scan(folder)
-        self.catalogue = Catalogue(place(entries, 2))
+        contents = read_repository(folder)
+        self.catalogue = Catalogue(place(contents.entries, 2))
         self.lifecycle = Lifecycle(settings, self.catalogue, self.registry)
-        self.lifecycle.begin(entries)
+        self.lifecycle.begin(contents)
         self.fronts = [FrontSlot(index) for index in range(2)]
         self.workers = [WorkerSlot(index, [0]) for index in range(2)]
         self.lifecycle.loading.deployment = Deployment(
