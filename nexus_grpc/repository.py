@@ -62,6 +62,13 @@ class ModelEntry:
     warmup_files: Mapping[str, Path] = field(default_factory=dict)
     error: str | None = None
 
+    def relative_path(self, version: str) -> str:
+        """A version's file, or where it would be, relative to the repository; the model's folder without a version."""
+        for each in self.present:
+            if str(each.version) == version:
+                return f"{self.name}/{each.path.parent.name}/{each.path.name}"
+        return f"{self.name}/{version}/{_model_file(self.config)}" if version else self.name
+
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
@@ -88,11 +95,6 @@ class Contents:
         late = [Skipped(name, model_names.taken_text(name, holder)) for name, holder in refused.items()]
         kept = tuple(entry for entry in self.entries if entry.name not in refused)
         return Contents(kept, tuple(sorted((*self.skipped, *late), key=lambda each: each.name)))
-
-
-def relative_path(name: str, version: str) -> str:
-    """A version's file, relative to the repository; the model's folder without a version."""
-    return f"{name}/{version}/{MODEL_FILE}" if version else name
 
 
 def read_repository(root: Path) -> Contents:

@@ -101,9 +101,7 @@ def _model_file(folder: Path, root: Path, file_name: str) -> Path:
         return others[0]
     if others:
         names = ", ".join(path.name for path in others[:_NAMED_MAX]) + (", …" if len(others) > _NAMED_MAX else "")
-        missing += (
-            f", but {len(others)} others: {names}; keep one, or name it as default_model_filename in config.pbtxt"
-        )
+        missing += f", but {len(others)} others: {names}; keep one, or name it in config.pbtxt (default_model_filename)"
     raise ModelNotServable(missing)
 
 

@@ -16,7 +16,7 @@ READY = "READY"
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """One model version in the repository. `metadata` and `config` are there when it is ready."""
+    """One model version in the repository, in its `file`. `metadata` and `config` are there when it is ready."""
 
     name: str
     version: str
@@ -24,6 +24,7 @@ class CatalogueEntry:
     reason: str
     slot: int
     version_name: str
+    file: str
     metadata: pb.ModelMetadataResponse | None
     config: config_pb.ModelConfig | None
 
@@ -41,6 +42,7 @@ def _entry(item: dict[str, Any]) -> CatalogueEntry:
         reason=item["reason"],
         slot=item["slot"],
         version_name=item.get("version_name", ""),
+        file=item.get("file", ""),
         metadata=pb.ModelMetadataResponse.FromString(base64.b64decode(item["metadata"])) if ready else None,
         config=config_pb.ModelConfig.FromString(base64.b64decode(item["config"])) if ready else None,
     )

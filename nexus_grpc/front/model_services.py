@@ -17,7 +17,6 @@ from nexus_grpc.front.supervised import Caller, Supervised, forward
 from nexus_grpc.ipc.datatypes import ONNX_NUMBERS
 from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable, UnknownModel
 from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2
-from nexus_grpc.repository import relative_path
 
 SERVER_NAME = "nexus-grpc"
 
@@ -44,7 +43,8 @@ class ModelsService:
 
     def _listed(self, name: str) -> models_pb2.ModelEntry:
         version = self._catalogue.serving_version(name)
-        return models_pb2.ModelEntry(id=name, name=name, version=version, path=relative_path(name, version))
+        files = [entry.file for entry in self._catalogue.ready_versions(name) if entry.version == version]
+        return models_pb2.ModelEntry(id=name, name=name, version=version, path=files[-1] if files else name)
 
     def Info(self, request: models_pb2.ModelInfoRequest) -> models_pb2.ModelInfo:  # noqa: N802
         name = request.id
@@ -66,7 +66,7 @@ class ModelsService:
             for e in known
         ]
         info = models_pb2.ModelInfo(id=name, name=name, version=shown.version, state=shown.state, versions=versions)
-        info.path = relative_path(name, shown.version)
+        info.path = shown.file
         if shown.metadata is not None and shown.config is not None:
             info.inputs.extend(_tensor(tensor) for tensor in shown.metadata.inputs)
             info.outputs.extend(_tensor(tensor) for tensor in shown.metadata.outputs)
@@ -100,7 +100,7 @@ class SystemService:
     def forward(self, method: Any, request: Message, caller: Caller) -> Message:
         """Reload: the supervisor says which versions answer; which server this is, we know."""
         answer = forward(self._supervised, method, request, caller)
-        assert isinstance(answer, system_pb2.VersionResponse), "Reload answers as Version does"
+        assert isinstance(answer, system_pb2.ReloadResponse), "nothing else is carried out by the supervisor"
         answer.server_version = server_version()
         return answer
 

@@ -1,14 +1,12 @@
 """Everything that changes models while the server runs, wired together; and what runs by itself in the background."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from nexus_grpc import logs
 from nexus_grpc.access.call import Admit
 from nexus_grpc.ipc.control import Message
-from nexus_grpc.ipc.errors import NexusError
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor.catalogue import Version
 from nexus_grpc.supervisor.lifecycle import Lifecycle
@@ -73,8 +71,7 @@ class Administration:
     def start(self) -> None:
         if self.access is not None:
             self.access.start()
-        with contextlib.suppress(NexusError):
-            self._statistics.restore()
+        self._statistics.restore()
         loop = asyncio.get_running_loop()
         work = (self._poll.run, self._traffic.run, self._end_lingering)
         self._tasks = [loop.create_task(each()) for each in work]

@@ -101,6 +101,7 @@ class Version:
             "name": self.name,
             "version": self.version,
             "version_name": self.version_name,
+            "file": self.entry.relative_path(self.version),
             "state": self.state,
             "reason": self.reason,
             "slot": self.slot,

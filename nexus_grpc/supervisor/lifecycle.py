@@ -18,13 +18,14 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nexus_grpc import logs
-from nexus_grpc.ipc.errors import ModelNotServable, NexusError, StorageFailed, UnknownModel
+from nexus_grpc.ipc.errors import NexusError, StorageFailed, UnknownModel
 from nexus_grpc.ipc.model_names import is_model_name
 from nexus_grpc.registry.records import Change, ModelRow, VersionRow
 from nexus_grpc.registry.store import Registry, now_text
 from nexus_grpc.repository import Contents, Skipped, scan_model
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor import model_state
+from nexus_grpc.supervisor.apart import apart
 from nexus_grpc.supervisor.catalogue import LOADING, UNAVAILABLE, Catalogue, Version
 from nexus_grpc.supervisor.deployment import Deployment
 from nexus_grpc.supervisor.loading import Loading
@@ -58,14 +59,17 @@ class Lifecycle:
         """
         for row in self._registry.models():
             state = self._state(row.id)
-            state.row, state.traffic = row, ModelTraffic.from_json(row.traffic) if row.traffic else ModelTraffic()
+            state.row = row
+            with apart("a model's traffic cannot be read; its newest version answers", model=row.id):
+                state.traffic = ModelTraffic.from_json(row.traffic) if row.traffic else ModelTraffic()
         for version in self._registry.versions():
             self._state(version.model).rows[version.version] = version
         self.looks.report(contents)
         for entry in contents.entries:
             self._state(entry.name).entry = entry
         for state in list(self.states.values()):
-            self._place(state)
+            with apart("a model cannot be taken up", model=state.name):
+                self._place(state)
 
     def _state(self, name: str) -> ModelState:
         return self.states.setdefault(name, ModelState(name))
@@ -75,7 +79,7 @@ class Lifecycle:
         for number in sorted(self.loading.wanted(state)):
             try:
                 self.loading.add(state, number)
-            except ModelNotServable as error:
+            except NexusError as error:
                 state.failures[number] = ("", error.message)
         self._add_arms(state, model_state.all_of(self._catalogue, state.name))
         self._show(state)
@@ -89,13 +93,17 @@ class Lifecycle:
     async def after_start(self) -> None:
         """Once the workers have loaded what they could: a model without any ready version falls back on older ones."""
         for state in list(self.states.values()):
-            async with state.lock:
-                self._note_failures(state)
-                if model_state.choose(state, self._catalogue) is None and self.loading.wanted(state):
-                    await self._fall_back(state)
-                state.chosen = model_state.choose(state, self._catalogue)
-                self._update_shadow(state)
-                self._show(state)
+            with apart("a model cannot be taken up", model=state.name):
+                await self._after_start(state)
+
+    async def _after_start(self, state: ModelState) -> None:
+        async with state.lock:
+            self._note_failures(state)
+            if model_state.choose(state, self._catalogue) is None and self.loading.wanted(state):
+                await self._fall_back(state)
+            state.chosen = model_state.choose(state, self._catalogue)
+            self._update_shadow(state)
+            self._show(state)
 
     async def _fall_back(self, state: ModelState) -> None:
         for number in sorted(state.present - self.loading.wanted(state), reverse=True):
@@ -354,10 +362,11 @@ class Lifecycle:
         now_s = time.monotonic()
         for state in list(self.states.values()):
             if any(until <= now_s for until in state.lingering.values()) and not state.lock.locked():
-                async with state.lock:
-                    await self._retire(state)
-                    self._show(state)
-                    await self.deployment.publish()
+                with apart("old versions of a model cannot be unloaded", model=state.name):
+                    async with state.lock:
+                        await self._retire(state)
+                        self._show(state)
+                        await self.deployment.publish()
 
     @property
     def deployment(self) -> Deployment:

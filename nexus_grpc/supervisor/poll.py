@@ -1,26 +1,30 @@
-"""Looking at the repository: what came, changed or went by hand is taken up; and records follow files, both ways."""
+"""Looking at the repository: what came, changed or went by hand is taken up; and records follow files, both ways.
+
+Each model is looked at for itself: one that fails holds up none of the others, and is tried again by the next look.
+"""
 
 import asyncio
-import dataclasses
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nexus_grpc import logs
 from nexus_grpc.configuration import ConfigurationError
-from nexus_grpc.ipc.errors import NexusError, UnknownModel
-from nexus_grpc.registry.records import VersionRow
-from nexus_grpc.registry.store import now_text
-from nexus_grpc.repository import ModelEntry
-from nexus_grpc.supervisor import model_state, storage
+from nexus_grpc.ipc.errors import Code, ModelNotServable, NexusError, UnknownModel
+from nexus_grpc.repository import Contents, ModelEntry
+from nexus_grpc.supervisor import found, model_state, storage
+from nexus_grpc.supervisor.apart import apart, why
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_state import ModelState
+from nexus_grpc.supervisor.said import Said
 from nexus_grpc.traffic import policy
 
 # A file that changed less long ago may still be being copied.
 SETTLED_SECONDS = 1.5
-ACTOR = "repository"
+ACTOR = found.ACTOR
+
+Failures = dict[str, NexusError]
+"""What could not be loaded of a model, by version; by "" what went wrong with the model itself."""
 
 
 class Poll:
@@ -33,10 +37,11 @@ class Poll:
         self._seen: frozenset[storage.FileFacts] = frozenset()
         # Whether the last look left a model for the next one.
         self._left = False
+        self._said = Said()
 
     async def run(self) -> None:
         """First the records; then, with --model-control poll, the repository every poll_seconds."""
-        await self._guarded(self._record_all)
+        await self._record_all()
         while self._lifecycle.settings.model_control == "poll":
             await asyncio.sleep(self._lifecycle.settings.poll_seconds)
             await self._guarded(self._look_if_changed)
@@ -44,77 +49,120 @@ class Poll:
     async def _look_if_changed(self) -> None:
         """A look costs something for each model: where no file has changed, there is nothing to see."""
         repository = self._lifecycle.settings.model_repository
-        found = await asyncio.to_thread(storage.repository_fingerprint, repository)
-        if found == self._seen:
+        seen = await asyncio.to_thread(storage.repository_fingerprint, repository)
+        if seen == self._seen:
             return
         self._seen, self._left = frozenset(), False
         await self.look(settled=True)
         if not self._left:
-            self._seen = found
+            self._seen = seen
 
-    async def _guarded(self, work: Any) -> None:
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Whatever happens, there is a next time; what stays wrong is said once."""
         try:
             await work()
-        except (NexusError, ConfigurationError, OSError) as error:
-            self._log.error("cannot take up the repository", reason=str(error))
+        except Exception as error:
+            if self._said.is_news("", str(error)):
+                self._log.error("cannot take up the repository", **why(error))
+        else:
+            self._said.is_news("", "")
 
     async def reload(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
-        """Read everything, or one model, again now; `current` links count."""
+        """Read everything, or one model, again now; `current` links count.
+
+        All models: each is done for itself, and the answer has what became of each. One: raises what went wrong.
+        """
         life, name = self._lifecycle, arguments["model"]
         try:
-            failed = await self.look(settled=False, only=name, actor=actor, relink=True)
+            contents = await life.looks.look()
         except ConfigurationError as error:
             raise UnknownModel(error.message) from None
+        failed = await self._look_at(contents, only=name, settled=False, actor=actor, relink=True)
         if name:
-            life.find(name)
-        if failed:
-            raise next(iter(failed.values()))
-        states = [state for state in life.states.values() if not name or state.name == name]
-        return {"models": [_active(state, life) for state in sorted(states, key=lambda s: s.name)]}
+            self._check_one(name, contents, failed)
+        states = sorted((s for s in life.states.values() if not name or s.name == name), key=lambda s: s.name)
+        results = [row for state in states for row in _results(state, failed.get(state.name, {}))]
+        if not name:
+            results += [_result(each.name, "skipped", each.reason) for each in contents.skipped]
+        return {"models": [_active(state, life) for state in states], "results": results}
+
+    def _check_one(self, name: str, contents: Contents, failed: dict[str, Failures]) -> None:
+        """Raises NexusError when the one model that was asked for is none, or was not done."""
+        for each in contents.skipped:
+            if each.name == name and name not in self._lifecycle.states:
+                raise ModelNotServable(f"the folder {name} of the repository is no model: {each.reason}")
+        state = self._lifecycle.find(name)
+        for error in failed.get(name, {}).values():
+            raise error
+        if state.entry is not None and state.entry.error and not state.present:
+            raise ModelNotServable(f"model '{name}': {state.entry.error}")
 
     async def look(
         self, *, settled: bool, only: str = "", actor: str = ACTOR, relink: bool = False
-    ) -> dict[str, NexusError]:
+    ) -> dict[str, Failures]:
         """Compare the repository with what is known, and take up the differences.
 
         Args:
             settled: leave files alone that changed just now.
             relink: `current` links count, also unchanged ones.
-        """
-        life = self._lifecycle
-        entries = {entry.name: entry for entry in (await life.looks.look()).entries}
-        failed: dict[str, NexusError] = {}
-        looks = []
-        for name in sorted(set(entries) | set(life.states)):
-            if only in ("", name):
-                entry, state = entries.get(name), life.states.get(name)
-                is_changing = state is not None and state.lock.locked()
-                if settled and (is_changing or not await asyncio.to_thread(_is_settled, entry)):
-                    self._left = True  # the next look will do
-                    continue
-                looks.append(self._take_up(name, actor, relink))
-        # At once: a model whose load takes long, or hangs, holds up none of the others.
-        for each in await asyncio.gather(*looks):
-            failed.update(each)
-        return failed
 
-    async def _take_up(self, name: str, actor: str, relink: bool) -> dict[str, NexusError]:
+        Returns what went wrong, by model. Raises ConfigurationError when the repository cannot be read at all.
+        """
+        contents = await self._lifecycle.looks.look()
+        return await self._look_at(contents, settled=settled, only=only, actor=actor, relink=relink)
+
+    async def _look_at(
+        self, contents: Contents, *, settled: bool, only: str, actor: str, relink: bool
+    ) -> dict[str, Failures]:
+        entries = {entry.name: entry for entry in contents.entries}
+        names = [name for name in sorted(set(entries) | set(self._lifecycle.states)) if only in ("", name)]
+
+        async def one(name: str) -> Failures:
+            if settled and await self._is_busy(name, entries.get(name)):
+                self._left = True  # the next look will do
+                return {}
+            return await self._take_up(name, actor, relink)
+
+        # At once: a model whose load takes long, or hangs, holds up none of the others.
+        ends = await asyncio.gather(*(self._for_itself(name, one) for name in names))
+        return {name: failures for name, failures in zip(names, ends, strict=True) if failures}
+
+    async def _for_itself(self, name: str, work: Callable[[str], Awaitable[Failures]]) -> Failures:
+        """A model's failure, whatever it is, is its own."""
+        try:
+            failures = await work(name)
+        except Exception as error:
+            self._left = True
+            if self._said.is_news(name, str(error)):
+                self._log.error("cannot take up a model", model=name, **why(error))
+            return {"": _as_ours(name, error)}
+        self._said.is_news(name, "")
+        return failures
+
+    async def _is_busy(self, name: str, entry: ModelEntry | None) -> bool:
+        """Whether it is being changed, by an operation or by hand."""
+        state = self._lifecycle.states.get(name)
+        return (state is not None and state.lock.locked()) or not await asyncio.to_thread(_is_settled, entry)
+
+    async def _take_up(self, name: str, actor: str, relink: bool) -> Failures:
         life = self._lifecycle
         async with life.hold(name, new=True) as state:
             # Read again under the lock: what was seen before may be an operation's half-way state.
-            before = _seen(state)
+            before = found.seen(state)
             await life.rescan(state)
             link = await self._current(state)
             followed = link is not None and (relink or link != state.current) and link != state.traffic.primary
             state.current = link
-            if _seen(state) == before and not self._differs(state) and not followed:
+            is_same = found.seen(state) == before and not self._differs(state) and not found.unrecorded(state)
+            tries_again = relink and bool(state.failures)
+            if is_same and not followed and not tries_again:
                 return {}
             if state.is_known:
-                await self._record(state, actor)
+                await found.record(life, state, actor)
         failed = await life.bring_about(name, retry=relink)
         if followed and link is not None:
             await self._follow(name, link, actor)
-        return {f"{name} {number}": error for number, error in failed.items()}
+        return {str(number): error for number, error in failed.items()}
 
     def _differs(self, state: ModelState) -> bool:
         """Whether files changed under versions in memory, or failed ones may do now."""
@@ -140,30 +188,18 @@ class Poll:
             await life.commit(state, "activate", actor, version=str(number), traffic=traffic, detail=detail)
             await life.settle(state)
 
-    # --- records ---
-
     async def _record_all(self) -> None:
         for state in list(self._lifecycle.states.values()):
-            async with self._lifecycle.hold(state.name, new=True):
-                state.current = await self._current(state)
-                followed = state.current if state.traffic.primary is None else None
-                await self._record(state, ACTOR)
-            if followed is not None and followed in state.present and followed != self._lifecycle.serving(state):
-                await self._follow(state.name, followed, ACTOR)
+            with apart("cannot record what the repository has of a model", model=state.name):
+                await self._record_first(state)
 
-    async def _record(self, state: ModelState, actor: str) -> None:
-        """Each file gets a record; a record whose file is gone says so."""
-        rows = []
-        for number in sorted(state.present):
-            known = state.rows.get(number)
-            if known is None or not known.present or not known.sha256:
-                rows.append(await asyncio.to_thread(_found_row, state, number, known))
-        gone = [row for number, row in state.rows.items() if number not in state.present and row.present]
-        rows += [dataclasses.replace(row, present=False) for row in gone]
-        if rows:
-            versions = [str(row.version) for row in rows if row.present]
-            detail = {"found": versions, "missing": [str(row.version) for row in gone]}
-            await self._lifecycle.commit(state, "found" if versions else "missing", actor, rows=rows, detail=detail)
+    async def _record_first(self, state: ModelState) -> None:
+        async with self._lifecycle.hold(state.name, new=True):
+            state.current = await self._current(state)
+            followed = state.current if state.traffic.primary is None else None
+            await found.record(self._lifecycle, state, ACTOR)
+        if followed is not None and followed in state.present and followed != self._lifecycle.serving(state):
+            await self._follow(state.name, followed, ACTOR)
 
 
 def _active(state: ModelState, life: Lifecycle) -> dict[str, str]:
@@ -175,25 +211,33 @@ def _active(state: ModelState, life: Lifecycle) -> dict[str, str]:
     }
 
 
-def _seen(state: ModelState) -> Sequence[tuple[int, str]]:
-    return [(number, state.fingerprint(number)) for number in sorted(state.present)]
+def _results(state: ModelState, failures: Failures) -> list[dict[str, str]]:
+    """What became of a model: each failure, or that it is done."""
+    rows = [_result(state.name, "failed", error.message, version) for version, error in sorted(failures.items())]
+    if not failures and state.entry is not None and state.entry.error:
+        rows.append(_result(state.name, "failed", state.entry.error))
+    return rows or [_result(state.name, "done")]
+
+
+def _result(name: str, outcome: str, reason: str = "", version: str = "") -> dict[str, str]:
+    return {"model": name, "version": version, "outcome": outcome, "reason": reason}
+
+
+def _as_ours(name: str, error: Exception) -> NexusError:
+    """For clients: an error of ours as it is, any other without its words."""
+    if isinstance(error, NexusError):
+        return error
+    if isinstance(error, (ConfigurationError, OSError)):
+        return ModelNotServable(f"model '{name}' cannot be read; see the server's log")
+    bug = NexusError(f"internal error while model '{name}' was taken up; see the server's log", reason="INTERNAL")
+    bug.code = Code.INTERNAL
+    return bug
 
 
 def _is_settled(entry: ModelEntry | None) -> bool:
+    """Raises OSError."""
     if entry is None:
         return True
     now_s = time.time()
     paths = [each.path for each in entry.present]
     return all(not 0 <= now_s - path.stat().st_mtime < SETTLED_SECONDS for path in paths if path.exists())
-
-
-def _found_row(state: ModelState, number: int, known: VersionRow | None) -> VersionRow:
-    path = Path(state.path_of(number))
-    facts: dict[str, Any] = {
-        "sha256": storage.file_sha256(path),
-        "size_bytes": path.stat().st_size,
-        "present": True,
-    }
-    if known is not None:
-        return dataclasses.replace(known, **facts)
-    return VersionRow(state.name, number, source="repository", created_at=now_text(), created_by=ACTOR, **facts)

@@ -7,7 +7,6 @@ from nexus_grpc.ipc.datatypes import ONNX_NUMBERS
 from nexus_grpc.pb.inference import grpc_service_pb2 as oip
 from nexus_grpc.pb.inference.model_config_pb2 import ModelConfig
 from nexus_grpc.registry.records import ModelRow, VersionRow
-from nexus_grpc.repository import relative_path
 from nexus_grpc.supervisor import model_state
 from nexus_grpc.supervisor.catalogue import Catalogue, Version
 from nexus_grpc.supervisor.model_state import ModelState
@@ -35,7 +34,7 @@ def info_of(state: ModelState, catalogue: Catalogue) -> dict[str, Any]:
         "id": state.name,
         "name": state.row.name if state.row is not None and state.row.name else state.name,
         "version": str(shown or ""),
-        "path": relative_path(state.name, str(shown or "")),
+        "path": state.entry.relative_path(str(shown or "")) if state.entry is not None else state.name,
         "state": states[shown][0] if shown is not None else "UNAVAILABLE",
         "versions": [
             {

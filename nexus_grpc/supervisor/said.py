@@ -15,3 +15,12 @@ class Said:
         found = {name: text for name, text in complaints.items() if self._said.get(name) != text}
         self._said = dict(complaints)
         return found
+
+    def is_news(self, name: str, text: str) -> bool:
+        """The same for one thing; an empty text forgets what was said of it."""
+        is_new = bool(text) and self._said.get(name) != text
+        if text:
+            self._said[name] = text
+        else:
+            self._said.pop(name, None)
+        return is_new

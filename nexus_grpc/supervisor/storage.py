@@ -19,7 +19,7 @@ from typing import Any
 
 from nexus_grpc.ipc.errors import AlreadyExists, StorageFailed
 from nexus_grpc.staging import clear, failed, staged_name, staging_folder, sweep, write_all
-from nexus_grpc.version_folders import MODEL_FILE
+from nexus_grpc.version_folders import MODEL_FILE, version_folder
 
 INFO_FILE = "model_info.json"
 CURRENT_LINK = "current"
@@ -141,12 +141,13 @@ def _take_out(repository: Path, model: str, version: int | None, *, is_durable: 
     """One rename, then deletion. The last version takes the model's folder along, unless something of its owner's is
     in it. Raises OSError or StorageFailed."""
     home = repository / model
-    is_last = version is not None and os.listdir(home) == [str(version)]
-    folder = home if version is None or is_last else home / str(version)
+    version_home = home if version is None else version_folder(home, version)
+    is_last = version is not None and os.listdir(home) == [version_home.name]
+    folder = home if is_last else version_home
     grave = staging_folder(repository) / staged_name("removed")
     os.rename(folder, grave)
     try:
-        if is_last and os.listdir(grave) != [str(version)]:
+        if is_last and os.listdir(grave) != [version_home.name]:
             raise OSError(errno.EBUSY, "somebody else has just written to the model's folder")
         if is_durable:
             _sync(folder.parent)
@@ -167,14 +168,16 @@ def repository_fingerprint(repository: Path) -> frozenset[FileFacts]:
     folders = [(os.fspath(repository), 0)]
     while folders:
         folder, depth = folders.pop()
-        # One that goes while we look is seen to be gone by the next look.
-        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        # One that goes while we look is seen to be gone by the next look; into one that may not be read (lost+found) we
+        # do not look. Of the repository itself only the first is fine.
+        passed_over = OSError if depth else FileNotFoundError
+        with contextlib.suppress(passed_over), os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 facts = _facts(entry)
                 found.add((entry.path, facts.st_mtime_ns, facts.st_size, facts.st_ino))
-                if depth < FOLDERS_DEEP and entry.is_dir():
+                if depth < FOLDERS_DEEP and _is_folder(entry):
                     folders.append((entry.path, depth + 1))
     return frozenset(found)
 
@@ -185,6 +188,13 @@ def _facts(entry: "os.DirEntry[str]") -> os.stat_result:
         return entry.stat()
     except OSError:
         return entry.stat(follow_symlinks=False)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a loop of links
+        return False
 
 
 def file_sha256(path: Path) -> str:

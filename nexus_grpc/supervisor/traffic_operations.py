@@ -11,7 +11,8 @@ import time
 from typing import Any
 
 from nexus_grpc import logs
-from nexus_grpc.ipc.errors import InvalidInput, NexusError, StateConflict
+from nexus_grpc.ipc.errors import InvalidInput, StateConflict
+from nexus_grpc.supervisor.apart import apart
 from nexus_grpc.supervisor.catalogue import Version
 from nexus_grpc.supervisor.experiments import status
 from nexus_grpc.supervisor.lifecycle import Lifecycle
@@ -203,12 +204,10 @@ class TrafficOperations:
                 experiment = state.traffic.experiment
                 if experiment is None or state.lock.locked():
                     continue
-                try:
+                with apart("a ramp could not take its step", model=state.name):
                     await self._statistics.keep(state)
                     if experiment.ramp is not None and experiment.ramp.state in ("running", "waiting"):
                         await self._step(state)
-                except NexusError as error:
-                    self._log.error("a ramp could not take its step", model=state.name, reason=error.message)
 
     async def _step(self, state: ModelState) -> None:
         async with self._lifecycle.hold(state.name) as held:

@@ -8,6 +8,7 @@ from typing import Any
 
 from nexus_grpc.ipc.stats import read_front_model, read_model
 from nexus_grpc.supervisor import model_state
+from nexus_grpc.supervisor.apart import apart
 from nexus_grpc.supervisor.catalogue import Catalogue
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_state import ModelState
@@ -32,14 +33,18 @@ class VariantStatistics:
         self._kept: dict[str, dict[str, VariantStats]] = {}
 
     def restore(self) -> None:
-        """At the start: what the registry kept. Raises StorageFailed."""
+        """At the start: what the registry kept. An experiment whose counts cannot be read begins to count anew."""
         for state in self._lifecycle.states.values():
-            experiment = state.traffic.experiment
-            kept = self._lifecycle.registry.statistics(state.name) if experiment is not None else {}
-            if experiment is not None and kept.get("experiment") == experiment.id:
-                counts = {name: VariantStats.from_json(each) for name, each in kept["variants"].items()}
-                self._before[state.name] = (experiment.id, counts)
-                self._step[state.name] = {n: VariantStats.from_json(each) for n, each in kept.get("step", {}).items()}
+            with apart("an experiment's counts cannot be read: it counts anew", model=state.name):
+                self._restore(state)
+
+    def _restore(self, state: ModelState) -> None:
+        experiment = state.traffic.experiment
+        kept = self._lifecycle.registry.statistics(state.name) if experiment is not None else {}
+        if experiment is not None and kept.get("experiment") == experiment.id:
+            counts = {name: VariantStats.from_json(each) for name, each in kept["variants"].items()}
+            step = {name: VariantStats.from_json(each) for name, each in kept.get("step", {}).items()}
+            self._before[state.name], self._step[state.name] = (experiment.id, counts), step
 
     def begin(self, model: str, experiment: str) -> None:
         """An experiment begins: from nothing."""

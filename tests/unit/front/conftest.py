@@ -18,6 +18,7 @@ def ready(name: str, version: str, slot: int, **more: Any) -> dict[str, Any]:
     config = model_config_pb2.ModelConfig(name=name, max_batch_size=4)
     return {
         **entry(name, version, slot),
+        "file": f"{name}/{version}/model.onnx",
         "metadata": base64.b64encode(metadata.SerializeToString()).decode(),
         "config": base64.b64encode(config.SerializeToString()).decode(),
         **more,

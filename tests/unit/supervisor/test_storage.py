@@ -339,3 +339,34 @@ def test_a_repositorys_fingerprint_changes_with_everything_in_it(tmp_path: Path)
     assert len(set(seen)) == len(changes) + 1
     (tmp_path / ".nexus-staging").mkdir()
     assert storage.repository_fingerprint(tmp_path) == seen[-1] == {each for each in seen[-1] if "/n" in each[0]}
+
+
+def test_a_fingerprint_passes_over_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lost+found belongs to root, who runs these tests."""
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "iris/1").mkdir(parents=True)
+    (tmp_path / "iris/1/loop").symlink_to("loop")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path.endswith("lost+found"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert len(storage.repository_fingerprint(tmp_path)) == 4
+    (tmp_path / "iris/1/model.onnx").write_bytes(b"")
+    assert len(storage.repository_fingerprint(tmp_path)) == 5
+    monkeypatch.setattr(os, "scandir", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(PermissionError):
+        storage.repository_fingerprint(tmp_path)
+
+
+def test_a_version_whose_folder_has_a_v_is_removed(tmp_path: Path) -> None:
+    for folder in ("iris/v1", "iris/2"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "model.onnx").write_bytes(b"")
+    storage.remove(tmp_path, "iris", 1)
+    assert os.listdir(tmp_path / "iris") == ["2"]
+    storage.remove(tmp_path, "iris", 2)
+    assert not (tmp_path / "iris").exists()
