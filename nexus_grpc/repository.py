@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nexus_grpc.config_notes import notes_of
 from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.ipc import model_names
 from nexus_grpc.ipc.errors import ModelNotServable
@@ -50,6 +51,7 @@ class ModelEntry:
         labels: class labels by output name.
         warmup_files: files of warm-up values, by the name the configuration gives them.
         error: why the model can't be served as it is; None if nothing is wrong.
+        notes: what the configuration says and has no effect here.
     """
 
     name: str
@@ -61,6 +63,7 @@ class ModelEntry:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     warmup_files: Mapping[str, Path] = field(default_factory=dict)
     error: str | None = None
+    notes: tuple[str, ...] = ()
 
     def relative_path(self, version: str) -> str:
         """A version's file, or where it would be, relative to the repository; the model's folder without a version."""
@@ -201,6 +204,7 @@ def _read_model(folder: Path, root: Path) -> ModelEntry:
             labels=_read_labels(folder, root, config),
             warmup_files=_find_warmup_files(folder, root, config),
             error=wrong,
+            notes=() if config is None else notes_of(config),
         )
     except ModelNotServable as error:
         return ModelEntry(folder.name, folder, config=config, error=error.message)

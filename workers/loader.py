@@ -14,7 +14,8 @@ from nexus_grpc.pb.inference import model_config_pb2 as config_pb
 from .batching import declared, derived
 from .decisions import decision_of
 from .model import Model, QueuePolicy, Shape, TensorSpec, shape_fits, shape_text, zeros
-from .session import OpenedSession, open_session
+from .reshape import reshaped
+from .session import OpenedSession, as_served, open_session
 from .tensors import BYTES, Array, decode_bytes_tensor
 
 PLATFORM = "onnxruntime_onnx"
@@ -47,7 +48,8 @@ class LoadOrder:
         """Whether ONNX Runtime starts threads for this model."""
         session: dict[str, Any] = self.policy["session"]
         inside, between = session.get("intra_op_thread_count"), session.get("inter_op_thread_count")
-        return (inside or self.cores) > 1 or (between or 1) > 1
+        between = between or (self.cores if session.get("execution_mode") == "parallel" else 1)
+        return (inside or self.cores) > 1 or between > 1
 
     @classmethod
     def from_message(cls, message: dict[str, Any], cores: int) -> "LoadOrder":
@@ -72,6 +74,7 @@ class LoadOrder:
 def load_model(order: LoadOrder) -> Model:
     """Open, check, warm up. Raises ModelNotServable with the reason; nothing is left behind then."""
     opened = open_session(order.path, order.name, order.policy["session"], order.cores)
+    opened = reshaped(opened, order.config, order.name)
     _check_config(order, opened)
     model = _model(order, opened)
     _warm_up(order, model)

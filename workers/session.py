@@ -6,7 +6,7 @@ them is called `label`.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,7 @@ DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 # After a run on an oversize request the arena's blocks go back to the system, except those that its outputs are in: the
 # next run gives these back.
 SHRINK_ARENA = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+Shrinking = Literal["never", "oversize", "always"]
 
 
 def onnxruntime_version() -> str:
@@ -56,7 +57,8 @@ def open_session(path: str, name: str, options: dict[str, Any], cores: int) -> O
         path: the model.onnx file.
         name: the model's name, for messages.
         options: `execution_providers`, `intra_op_thread_count` and `inter_op_thread_count` (0 = as many as the worker
-            has cores, and one), `graph_optimization_level`.
+            has cores, and one; in parallel mode as many), `graph_optimization_level`, `execution_mode`,
+            `enable_mem_arena`, `enable_mem_pattern`, `shrink_arena`.
         cores: how many cores this worker has.
 
     Raises ModelNotServable with the reason: an unavailable provider, a file that is no ONNX model, a type that cannot
@@ -74,19 +76,31 @@ def open_session(path: str, name: str, options: dict[str, Any], cores: int) -> O
     except Exception as error:
         raise ModelNotServable(f"model '{name}' cannot be loaded: {_first_line(error, path)}") from None
     inputs = tuple(_input_spec(name, node) for node in session.get_inputs())
-    return _opened(name, path, session, inputs)
+    return _opened(name, path, session, inputs, _shrinking(options))
 
 
 def _session_options(options: dict[str, Any], cores: int) -> Any:
     session_options = ort.SessionOptions()
     session_options.intra_op_num_threads = options.get("intra_op_thread_count") or cores
-    session_options.inter_op_num_threads = options.get("inter_op_thread_count") or 1
+    is_parallel = options.get("execution_mode") == "parallel"
+    if is_parallel:
+        session_options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+    session_options.inter_op_num_threads = options.get("inter_op_thread_count") or (cores if is_parallel else 1)
+    session_options.enable_cpu_mem_arena = options.get("enable_mem_arena", True)
+    session_options.enable_mem_pattern = options.get("enable_mem_pattern", True)
     session_options.graph_optimization_level = OPTIMISATION_LEVELS[options.get("graph_optimization_level", "all")]
     # Spinning threads would steal the cores that the other processes need.
     session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session_options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     session_options.log_severity_level = 3
     return session_options
+
+
+def _shrinking(options: dict[str, Any]) -> Shrinking:
+    """Without an arena there is nothing to shrink: ONNX Runtime would refuse the run."""
+    if not options.get("enable_mem_arena", True):
+        return "never"
+    return "always" if options.get("shrink_arena") else "oversize"
 
 
 def _first_line(error: Exception, path: str) -> str:
@@ -117,13 +131,15 @@ def _symbols(nodes: list[Any]) -> frozenset[str | None]:
     return frozenset(node.shape[0] if node.shape and isinstance(node.shape[0], str) else None for node in nodes)
 
 
-def _opened(name: str, path: str, session: Any, inputs: tuple[TensorSpec, ...]) -> OpenedSession:
+def _opened(
+    name: str, path: str, session: Any, inputs: tuple[TensorSpec, ...], shrinking: Shrinking
+) -> OpenedSession:
     nodes = session.get_outputs()
     if not nodes:
         raise ModelNotServable(f"model '{name}' has no outputs")
     symbols = _symbols(session.get_inputs())
     maps = [index for index, node in enumerate(nodes) if node.type in SEQUENCE_OF_MAPS]
-    run = _plain_run(session, [node.name for node in nodes])
+    run = _plain_run(session, [node.name for node in nodes], shrinking)
     if not maps:
         outputs = tuple(TensorSpec(node.name, _datatype(name, node), _shape(node.shape)) for node in nodes)
         return OpenedSession(inputs, outputs, run, symbols)
@@ -171,15 +187,17 @@ def _class_keys(name: str, run: Run, inputs: tuple[TensorSpec, ...], map_index: 
         raise ModelNotServable(f"model '{name}': the classes of its ZipMap cannot be found out: {error}") from None
 
 
-def _plain_run(session: Any, names: list[str]) -> Run:
-    shrinking = ort.RunOptions()
-    shrinking.add_run_config_entry(*SHRINK_ARENA)
+def _plain_run(session: Any, names: list[str], shrinking: Shrinking) -> Run:
+    shrink = ort.RunOptions()
+    if shrinking != "never":
+        shrink.add_run_config_entry(*SHRINK_ARENA)
+    always = shrinking == "always"
     session_run = session.run
     shrink_next = False
 
     def run(feeds: dict[str, Array], oversize: bool) -> list[Array]:
         nonlocal shrink_next
-        options = shrinking if oversize or shrink_next else None
+        options = shrink if oversize or shrink_next or always else None
         shrink_next = oversize
         try:
             return session_run(names, feeds, options)  # type: ignore[no-any-return]

@@ -23,6 +23,7 @@ class Looks:
         self._repository = repository
         self._states = states
         self._said = Said()
+        self._noted = Said()
         self._log = logs.logger()
         self.names = NameClaims(self._known)
 
@@ -36,6 +37,9 @@ class Looks:
         return contents
 
     def report(self, contents: Contents) -> None:
-        """Say what is skipped, unless that was said before."""
+        """Say what is skipped, and what of a configuration has no effect, unless that was said before."""
         for name, reason in self._said.news({each.name: each.reason for each in contents.skipped}).items():
             self._log.warning("skipped in the model repository", folder=name, reason=reason)
+        notes = {entry.name: "; ".join(entry.notes) for entry in contents.entries if entry.notes}
+        for name, text in self._noted.news(notes).items():
+            self._log.info("config.pbtxt says what has no effect here", model=name, notes=text)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from nexus_grpc.config_parameters import Isolation
 from nexus_grpc.ipc.errors import ModelNotServable
 from nexus_grpc.ipc.stats import MODEL_SLOTS
-from nexus_grpc.model_config import Isolation, ModelPolicy
+from nexus_grpc.model_config import ModelPolicy
 from nexus_grpc.repository import ModelEntry, VersionEntry
 from nexus_grpc.supervisor.catalogue import LOAD_CRASHES_MAX, LOADING, READY, UNAVAILABLE, UNLOADED, Catalogue, place
 from nexus_grpc.worker.loader import LoadOrder

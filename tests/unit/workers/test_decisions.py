@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nexus_grpc.config_parameters import DecisionPolicy
 from nexus_grpc.ipc.errors import ModelNotServable
-from nexus_grpc.model_config import DecisionPolicy
 from nexus_grpc.worker.decisions import decision_of, verdict
 from nexus_grpc.worker.model import Model
 from tests.unit.support import floats, model_of, spec

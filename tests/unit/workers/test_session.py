@@ -40,6 +40,23 @@ def test_what_the_graph_says(tmp_path: Path) -> None:
     assert opened.run({"x": floats([-1, 2])}, False)[0].tolist() == [[0, 2]]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"enable_mem_arena": False},
+        {"enable_mem_arena": False, "shrink_arena": True},
+        {"shrink_arena": True},
+        {"enable_mem_pattern": False},
+        {"execution_mode": "parallel", "inter_op_thread_count": 2},
+        {"execution_mode": "parallel"},
+    ],
+)
+def test_how_a_session_may_be_opened_changes_no_answer(options: dict[str, object], tmp_path: Path) -> None:
+    opened = open_session(one_node("Relu").save(tmp_path), "m", options, 2)
+    for oversize in (False, True, False, False):
+        assert opened.run({"x": floats([-1, 2])}, oversize)[0].tolist() == [[0, 2]]
+
+
 def test_a_provider_that_is_not_there(tmp_path: Path) -> None:
     options = {"execution_providers": ["CPUExecutionProvider", "AbacusExecutionProvider"]}
     with pytest.raises(ModelNotServable, match=r"provider AbacusExecutionProvider, which .* available: .*CPU"):
