@@ -1,6 +1,5 @@
 """The checks of `nexus doctor`, one function each. None of them changes anything, and none raises."""
 
-import difflib
 import errno
 import importlib.metadata
 import os
@@ -19,15 +18,12 @@ from typing import Literal
 import psutil
 
 from nexus_grpc import compiled
-from nexus_grpc.cli.credentials import VARIABLES as CLIENT_VARIABLES
 from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.cpus import available_cpus, default_worker_count, parse_cpu_list, quota_cores
 from nexus_grpc.ipc.confinement import missing_support
 from nexus_grpc.ipc.errors import NexusError
 from nexus_grpc.repository import read_repository
 from nexus_grpc.settings import (
-    CONFIG_VARIABLE,
-    ENV_PREFIX,
     Settings,
     flag_name,
     is_loopback,
@@ -36,6 +32,7 @@ from nexus_grpc.settings import (
 )
 from nexus_grpc.supervisor.banner import clear_text
 from nexus_grpc.supervisor.envoy_setup import check_tls, find_binary, has_sidecar
+from nexus_grpc.variables import unknown
 
 State = Literal["ok", "warn", "fail"]
 
@@ -107,13 +104,10 @@ def check_settings(config: Path | None) -> tuple[Settings, list[Finding]]:
 
 
 def check_variables(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Variables that look like a misspelt setting. Not an error: Kubernetes makes NEXUS_... variables of its own."""
-    known = [CONFIG_VARIABLE, *CLIENT_VARIABLES, *(variable_name(name) for name in Settings.model_fields)]
-    for name in sorted(environment):
-        if name.startswith(ENV_PREFIX) and name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            if close:
-                yield Finding("warn", "settings", f"{name} is no setting and is ignored", f"did you mean {close[0]}?")
+    """Variables that nobody reads; those that Kubernetes makes are its own."""
+    for name, meant in unknown(environment, map(variable_name, Settings.model_fields)).items():
+        advice = f"did you mean {meant}?" if meant else "unset it"
+        yield Finding("warn", "settings", f"{name} is no setting and is ignored", advice)
 
 
 def check_platform(_settings: Settings) -> Iterator[Finding]:

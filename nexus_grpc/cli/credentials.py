@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nexus_grpc import variables
 from nexus_grpc.cli.output import fail
 
 if TYPE_CHECKING:
     import grpc
 
-API_KEY_VARIABLE, TOKEN_VARIABLE = "NEXUS_API_KEY", "NEXUS_TOKEN"
-CA_VARIABLE, CERTIFICATE_VARIABLE, KEY_VARIABLE = "NEXUS_TLS_CA", "NEXUS_TLS_CERTIFICATE", "NEXUS_TLS_KEY"
-VARIABLES = (API_KEY_VARIABLE, TOKEN_VARIABLE, CA_VARIABLE, CERTIFICATE_VARIABLE, KEY_VARIABLE)
-"""Those of the commands that call a server; none is a setting of the server's."""
+API_KEY_VARIABLE, TOKEN_VARIABLE = variables.API_KEY, variables.TOKEN
+CA_VARIABLE, CERTIFICATE_VARIABLE, KEY_VARIABLE = variables.TLS_CA, variables.TLS_CERTIFICATE, variables.TLS_KEY
 # Instead of a file: the authorities that this machine trusts.
 SYSTEM = "system"
 

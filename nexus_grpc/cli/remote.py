@@ -1,11 +1,13 @@
 """Calls to a running server, with errors as one line."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from nexus_grpc import variables
 from nexus_grpc.cli.credentials import (
     API_KEY_VARIABLE,
     TOKEN_VARIABLE,
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
 
-Address = Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Address of the server's gRPC port.")]
+Address = Annotated[
+    str,
+    typer.Option("--address", envvar=variables.ADDRESS, metavar="HOST:PORT", help="Address of the server's gRPC port."),
+]
 Timeout = Annotated[
     float, typer.Option("--timeout", min=0.001, metavar="SECONDS", help="How long to wait, in seconds.")
 ]
@@ -43,6 +48,8 @@ def connected(address: str) -> "Iterator[grpc.Channel]":
     """
     import grpc
 
+    for name, meant in variables.misspelt(os.environ).items():
+        typer.echo(f"nexus: {variables.warning(name, meant)}", err=True)
     # The answer's size is the server's to limit; a proxy is for other machines.
     options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", -1)]
     if address.startswith(("127.", "localhost:", "[::1]")):

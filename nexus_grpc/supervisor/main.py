@@ -7,13 +7,13 @@ import sys
 import setproctitle
 import uvloop
 
-from nexus_grpc import logs, python_log
+from nexus_grpc import logs, python_log, variables
 from nexus_grpc.ipc.confinement import keep_private
 from nexus_grpc.ipc.errors import StorageFailed
 from nexus_grpc.ipc.segment import SegmentError
 from nexus_grpc.registry.open import open_registry
 from nexus_grpc.repository import read_repository
-from nexus_grpc.settings import Settings
+from nexus_grpc.settings import Settings, variable_name
 from nexus_grpc.supervisor import log_pump, storage
 from nexus_grpc.supervisor.data_folder import data_folder
 from nexus_grpc.supervisor.envoy_setup import check_sidecar
@@ -32,6 +32,8 @@ def run(settings: Settings) -> int:
     _keep_standard_error()
     logs.configure(settings.log_format, settings.log_level, "supervisor")
     python_log.capture()
+    for name, meant in variables.unknown(os.environ, map(variable_name, Settings.model_fields)).items():
+        logs.logger().warning(variables.warning(name, meant))
     check_sidecar(settings)
     contents = read_repository(settings.model_repository)
 

@@ -12,7 +12,8 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from nexus_grpc.cli.credentials import VARIABLES, RemoteTyper, with_tls
+from nexus_grpc import variables
+from nexus_grpc.cli.credentials import RemoteTyper, with_tls
 from nexus_grpc.cli.main import app
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as nexus
 from tests.harness import require_tool
@@ -72,7 +73,7 @@ def serving(credentials: grpc.ServerCredentials | None = None) -> Iterator[Seen]
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
+    for name in variables.OF_COMMANDS:
         monkeypatch.delenv(name, raising=False)
 
 
