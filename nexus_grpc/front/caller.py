@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from nexus_grpc.access.identity import ALL_MODELS, Identity, Scope
 from nexus_grpc.access.rules import check_model, required
-from nexus_grpc.ipc.errors import PermissionDenied
+from nexus_grpc.ipc.errors import PermissionDenied, UnknownModel
 
 # None: the server asks for no credentials.
 _CALLER: ContextVar[Identity | None] = ContextVar("caller", default=None)
@@ -36,6 +36,17 @@ def caller_name() -> str:
     """Such as "key:5f0c"; empty when nobody asked."""
     identity = _CALLER.get()
     return identity.name if identity is not None else ""
+
+
+def unknown_model(shown: str, meant: str) -> UnknownModel:
+    """The error for a model that is not there.
+
+    Args:
+        meant: the model that was probably meant; left out where the caller may not use it.
+    """
+    identity = _CALLER.get()
+    may_know = identity is None or identity.may_use(meant)
+    return UnknownModel(f"Request for unknown model: {shown} is not found", meant=meant if may_know else "")
 
 
 def check_named(model: str) -> None:

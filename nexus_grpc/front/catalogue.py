@@ -5,7 +5,9 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from nexus_grpc.ipc.errors import ModelUnavailable, UnknownModel
+from nexus_grpc.front.caller import unknown_model
+from nexus_grpc.ipc.errors import ModelUnavailable
+from nexus_grpc.ipc.similar import Similar
 from nexus_grpc.ipc.snapshots import ModelSnapshot
 from nexus_grpc.ipc.stats import read_model
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
@@ -58,6 +60,7 @@ class Catalogue:
         # Model → the version that answers requests which name none ("" = none), where the supervisor says so.
         self._serving: dict[str, str] = {}
         self._candidates: dict[str, str] = {}
+        self._similar = Similar(())
         self._pages: dict[int, memoryview] = {}
         self._lock = threading.Lock()
 
@@ -72,6 +75,7 @@ class Catalogue:
         self._serving = {name: policy["serving_version"] for name, policy in (traffic or {}).items()}
         self._candidates = {name: policy.get("candidate_version", "") for name, policy in (traffic or {}).items()}
         self._entries = entries
+        self._similar = Similar(self.names())
 
     def serving_version(self, name: str) -> str:
         """The version that answers requests which name none; empty when none does."""
@@ -94,6 +98,10 @@ class Catalogue:
     def names(self) -> set[str]:
         return {entry.name for entry in self._entries}
 
+    def similar(self, name: str) -> str:
+        """The model that was probably meant by a name that no model has; empty if there is none."""
+        return "" if name in self.names() else self._similar.to(name)
+
     def ready_versions(self, name: str) -> list[CatalogueEntry]:
         """Ascending. Empty when the model is unknown or none of its versions is ready."""
         found = [entry for entry in self._entries if entry.name == name and entry.ready]
@@ -115,7 +123,7 @@ class Catalogue:
         if broken:
             raise ModelUnavailable(f"model '{name}' is not ready: {broken[0].reason}")
         shown = f"'{name}' version {version}" if version else f"'{name}'"
-        raise UnknownModel(f"Request for unknown model: {shown} is not found")
+        raise unknown_model(shown, self.similar(name))
 
     def statistics(self, slot: int) -> ModelSnapshot | None:
         """Summed over all workers; None before any is there."""

@@ -7,7 +7,7 @@ from nexus_grpc.access.identity import ALL_MODELS, Identity
 from nexus_grpc.access.rules import check_model
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.routes import read_name_and_version
-from nexus_grpc.ipc.errors import NexusError, PermissionDenied, RateLimited
+from nexus_grpc.ipc.errors import NexusError, PermissionDenied, RateLimited, UnknownModel
 from nexus_grpc.limits.buckets import Headers, rate_headers
 from nexus_grpc.limits.limiter import Limiter, rate_limited, standing, take_both
 
@@ -56,6 +56,8 @@ class Guard:
                 check_model(identity, read_name_and_version(flight.message)[0].decode("utf-8", "replace"))
             except PermissionDenied as denied:
                 return denied
+        if isinstance(counted, UnknownModel) and not identity.may_use(counted.meant):
+            return counted.unhinted()
         return counted
 
     def counted(self, flight: Flight, error: NexusError) -> NexusError:

@@ -12,10 +12,11 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from nexus_grpc.front.caller import unknown_model
 from nexus_grpc.front.catalogue import Catalogue
 from nexus_grpc.front.supervised import Caller, Supervised, forward
 from nexus_grpc.ipc.datatypes import ONNX_NUMBERS
-from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable, UnknownModel
+from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable
 from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2
 
 SERVER_NAME = "nexus-grpc"
@@ -52,7 +53,7 @@ class ModelsService:
             raise InvalidInput("the model's id is missing: GET /models/info?id=iris", field="id")
         known = [entry for entry in self._catalogue.entries if entry.name == name]
         if not known:
-            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+            raise unknown_model(f"'{name}'", self._catalogue.similar(name))
         serving = self._catalogue.serving_version(name)
         shown = next((entry for entry in known if entry.version == serving and entry.ready), known[-1])
         versions = [

@@ -14,6 +14,7 @@ from nexus_grpc.front.link import WorkerLink
 from nexus_grpc.front.protection import FALLBACK_KEY, FAULTS, Ceiling, ProtectionPolicy, circuit_open
 from nexus_grpc.front.split import Split
 from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable, NexusError, UnknownModel
+from nexus_grpc.ipc.similar import Similar
 from nexus_grpc.ipc.wire import LENGTH_DELIMITED, WireError, fields
 from nexus_grpc.limits.circuit import Circuit, State
 
@@ -148,6 +149,7 @@ class RouteTable:
         self._policy = policy or ProtectionPolicy()
         self._circuit_changed = circuit_changed
         self._models: dict[bytes, ModelRoutes] = {}
+        self._similar = Similar(())
         self.routes: dict[int, Route] = {}
         self._ceilings: dict[str, Ceiling] = {}
         # Whether a route wants to be told how long requests took.
@@ -179,6 +181,7 @@ class RouteTable:
                 _add_fallback(models[entry["name"].encode()], routes[entry["slot"]], entry["fallback"])
         self.routes = routes
         self._models = models
+        self._similar = Similar(name.decode() for name in models)
         self.measures = any(route.measures for route in routes.values())
         return [slot for slot, route in routes.items() if slot not in old or not _is_same(old[slot], route)]
 
@@ -268,7 +271,7 @@ class RouteTable:
         if not name:
             return InvalidInput("the request names no model: set model_name (model_id)", field="model_name")
         if model is None:
-            return UnknownModel(f"Request for unknown model: '{name}' is not found")
+            return UnknownModel(f"Request for unknown model: '{name}' is not found", meant=self._similar.to(name))
         reason = model.unready.get(version.encode()) or next(iter(model.unready.values()), "")
         reason = reason or "no version of it answers requests that name none"
         if version and version.encode() not in model.unready:

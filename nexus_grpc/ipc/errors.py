@@ -87,8 +87,23 @@ class InvalidInput(NexusError):
 
 
 class UnknownModel(NexusError):
+    """A model, or a version, that is not there.
+
+    Args:
+        meant: the model that was probably meant; it is named to those only who may use it (`unhinted`).
+    """
+
     code = Code.NOT_FOUND
     reason = "UNKNOWN_MODEL"
+
+    def __init__(self, message: str, *, reason: str = "", field: str = "", meant: str = "") -> None:
+        super().__init__(f"{message}; did you mean '{meant}'?" if meant else message, reason=reason, field=field)
+        self.meant = meant
+        self._message = message
+
+    def unhinted(self) -> "UnknownModel":
+        """The same without the model that was meant."""
+        return UnknownModel(self._message, reason=self.reason, field=self.field) if self.meant else self
 
 
 class Overloaded(NexusError):

@@ -39,6 +39,23 @@ def test_a_model_with_capitals_is_served_by_every_door(site: Site, name: str) ->
     assert_error(get(site.port, f"/models/{name.lower()}"), 404)
 
 
+def test_a_wrong_name_is_told_the_right_one(site: Site) -> None:
+    for wrong, right in (("bertbase", BERT), ("Bert-Base", BERT), ("BertBas", BERT), ("tims", NAME)):
+        with refused("NOT_FOUND") as said:
+            site.admin.client.infer(request_for(name=wrong))
+        assert said == [f"Request for unknown model: '{wrong}' is not found; did you mean '{right}'?"]
+        for answer in (
+            post(site.port, "/predict", {"model_id": wrong, "features": [1, 2]}),
+            get(site.port, f"/models/{wrong}"),
+            get(site.port, f"/v2/models/{wrong}"),
+        ):
+            assert f"did you mean '{right}'?" in answer.body.decode()
+            assert answer.status == 404
+    with refused("NOT_FOUND") as said:
+        site.admin.client.infer(request_for(name="nothing-like-it"))
+    assert said == ["Request for unknown model: 'nothing-like-it' is not found"]
+
+
 def test_an_upload_whose_name_differs_by_case_only_is_refused(site: Site) -> None:
     with site.unchanged():
         by_grpc = site.refused_by_grpc(messages(times(5), id="Times"))

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from nexus_grpc.access.identity import Identity, Scope
-from nexus_grpc.front.caller import caller_name, calling, check_named, check_request, without_hidden
+from nexus_grpc.front.caller import (
+    caller_name,
+    calling,
+    check_named,
+    check_request,
+    unknown_model,
+    without_hidden,
+)
 from nexus_grpc.ipc.errors import PermissionDenied
 from nexus_grpc.pb.inference import grpc_service_pb2 as oip
 from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2, traffic_pb2
@@ -139,3 +146,14 @@ def test_every_list_of_models_is_filtered() -> None:
             fields = {"models", "model_stats", "entries"} & set(each.output_type.fields_by_name)
             if fields:
                 assert each.output_type.full_name in filtered, f"{each.full_name}: test its list here"
+
+
+def test_the_model_that_was_meant_is_named_to_those_who_may_use_it() -> None:
+    plain = "Request for unknown model: 'Churn' is not found"
+    hinted = f"{plain}; did you mean 'churn'?"
+    assert unknown_model("'Churn'", "churn").message == hinted
+    with calling(EVERYTHING):
+        assert unknown_model("'Churn'", "churn").message == hinted
+    with calling(SOME):
+        assert unknown_model("'Churn'", "churn").message == plain
+        assert unknown_model("'Iris'", "iris").message.endswith("did you mean 'iris'?")

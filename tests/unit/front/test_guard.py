@@ -123,6 +123,17 @@ def test_who_may_not_use_a_model_does_not_learn_whether_there_is_one() -> None:
     assert guard.refusal(named(b"churn", team), limited) is limited
 
 
+def test_the_model_that_was_meant_is_named_to_those_who_may_use_it() -> None:
+    guard = Guard(limiter(), 0)
+    error = UnknownModel("there is no 'fraud-a'", meant="fraud-b")
+    assert error.message == "there is no 'fraud-a'; did you mean 'fraud-b'?"
+    for models in (("*",), ("fraud-*",)):
+        assert guard.refusal(named(b"fraud-a", caller(models=models)), error).message == error.message
+    hidden = guard.refusal(named(b"fraud-a", caller(models=("fraud-a",))), error)
+    assert (hidden.message, hidden.reason) == ("there is no 'fraud-a'", "UNKNOWN_MODEL")
+    assert guard.refusal(named(b"fraud-a", None), error) is error
+
+
 def test_what_names_no_model_costs_as_much() -> None:
     """Such as JSON that is none. It is nobody's business which models there are."""
     guard = Guard(limiter(), 0)
