@@ -15,7 +15,7 @@ from .batching import declared, derived
 from .decisions import decision_of
 from .model import Model, QueuePolicy, Shape, TensorSpec, shape_fits, shape_text, zeros
 from .reshape import reshaped
-from .session import OpenedSession, as_served, open_session
+from .session import OpenedSession, open_session
 from .tensors import BYTES, Array, decode_bytes_tensor
 
 PLATFORM = "onnxruntime_onnx"

@@ -131,9 +131,7 @@ def _symbols(nodes: list[Any]) -> frozenset[str | None]:
     return frozenset(node.shape[0] if node.shape and isinstance(node.shape[0], str) else None for node in nodes)
 
 
-def _opened(
-    name: str, path: str, session: Any, inputs: tuple[TensorSpec, ...], shrinking: Shrinking
-) -> OpenedSession:
+def _opened(name: str, path: str, session: Any, inputs: tuple[TensorSpec, ...], shrinking: Shrinking) -> OpenedSession:
     nodes = session.get_outputs()
     if not nodes:
         raise ModelNotServable(f"model '{name}' has no outputs")
