@@ -18,6 +18,7 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
+from .foreign_formats import HEAD_BYTES, recognised
 from .known_ops import CONTRIB_OPS, IR_VERSION_MAX, OPSET_MAX
 
 # Exported language models have some 50,000 nodes; ONNX Runtime copies a function's nodes for each call.
@@ -98,11 +99,15 @@ def scan(content: bytes | bytearray) -> None:
         model.ParseFromString(content)  # type: ignore[arg-type]
     except DecodeError:
         raise NotOnnx(
-            "not an ONNX model: the file is no protobuf message, is truncated, or is nested too deeply;"
+            recognised(bytes(content[:HEAD_BYTES]))
+            or "not an ONNX model: the file is no protobuf message, is truncated, or is nested too deeply;"
             " check that it arrived whole (its sha256) and that it was exported as ONNX"
         ) from None
     if not model.HasField("graph") or not (model.ir_version or model.opset_import):
-        raise NotOnnx("not an ONNX model: it has no graph; expected a file written by an ONNX exporter")
+        raise NotOnnx(
+            recognised(bytes(content[:HEAD_BYTES]))
+            or "not an ONNX model: it has no graph; expected a file written by an ONNX exporter"
+        )
     _check_versions(model)
     _Walk(model, len(content)).check()
 

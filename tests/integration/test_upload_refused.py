@@ -3,6 +3,7 @@ nothing of it stays, and the server serves on."""
 
 import contextlib
 import pathlib
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +76,7 @@ def bomb() -> bytes:
 BAD_FILES: dict[str, tuple[Callable[[], bytes], tuple[str, int], str, str]] = {
     "empty": (lambda: b"", INVALID, "NOT_ONNX", "the file is empty"),
     "garbage": (lambda: b"this is no model", INVALID, "NOT_ONNX", "not an ONNX model"),
+    "a pickle": (lambda: pickle.dumps({"w": [1.5]}), INVALID, "NOT_ONNX", "from skl2onnx import to_onnx"),
     "a page": (lambda: b"<html>" * 1000, INVALID, "NOT_ONNX", "not an ONNX model"),
     "truncated": (lambda: GOOD[:-30], INVALID, "NOT_ONNX", "truncated"),
     "future opset": (lambda: bad.future_opset().SerializeToString(), REFUSED, "MODEL_REFUSED", "opset 999"),
