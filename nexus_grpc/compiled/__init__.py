@@ -104,6 +104,9 @@ def why_not(folder: Path = LIBRARY) -> str:
         return f"not built: {HOW} does it where there is a C compiler"
     except (OSError, ValueError) as error:
         return f"unreadable: {error}"
+    sizes = built.pop("sizes", {}) if isinstance(built, dict) else {}
+    if built == current and sizes != library_sizes(folder):
+        return f"damaged: {HOW} builds them anew"
     if built != current:
         return f"built from other sources, or for another Python: {HOW} builds them anew"
     return ""
@@ -128,10 +131,21 @@ def use(folder: Path = LIBRARY) -> bool:
     """Have this process import the compiled modules, if there are any that fit. Before it imports one of them."""
     if why_not(folder):
         return False
-    sys.meta_path.insert(0, _Finder(folder))
+    finder = _Finder(folder)
+    sys.meta_path.insert(0, finder)
+    try:
+        importlib.import_module(SHARED)
+    except ImportError:  # a library of which something is missing, or for another machine
+        sys.meta_path.remove(finder)
+        return False
     return True
 
 
+def library_sizes(folder: Path = LIBRARY) -> dict[str, int]:
+    """Bytes of each library in a folder, by its path there: half a file is no library."""
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob(f"*{SUFFIX}"))}
+
+
 def manifest() -> dict[str, Any]:
-    """What build.py writes beside its libraries."""
+    """What build.py writes beside its libraries, with their sizes."""
     return {"suffix": SUFFIX, "sources": fingerprints()}

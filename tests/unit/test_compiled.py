@@ -15,7 +15,7 @@ from nexus_grpc.compiled import build
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / compiled.MANIFEST).write_text(json.dumps(compiled.manifest()))
+    (tmp_path / compiled.MANIFEST).write_text(json.dumps({**compiled.manifest(), "sizes": {}}))
     return tmp_path
 
 
@@ -92,43 +92,96 @@ def test_there_is_a_compiler_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def failing_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A compiler that finds every file wrong, and a place of its own for what is built."""
-    compiler = tmp_path / "cc"
-    compiler.write_text("#!/bin/sh\necho 'x.c:1:2: error: nothing pleases me' >&2; exit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CC", str(compiler))
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where one small module is built, and where logs are kept."""
     monkeypatch.setenv("CI", "false")
     monkeypatch.setattr(build, "LIBRARY", tmp_path / "lib")
-    monkeypatch.setattr(build, "LOG", tmp_path / "build.log")
-    monkeypatch.setattr(build, "MODULES", ("nexus_grpc.limits.backlog",))
+    monkeypatch.setattr(build, "MODULES", ("nexus_grpc.front.request_ids",))
     monkeypatch.setattr(build, "why_not", lambda: "not built")
+    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
 
-def test_a_compiler_that_fails(failing_compiler: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def said(captured: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in captured.readouterr().err.splitlines() if not line.startswith("compiling ")]
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'x.c:1:2: error: nothing pleases me' >&2; exit 1", "x.c:1:2: error: nothing pleases me"),
+        ("exit 3", "exit status 3"),
+        # It says that all is well.
+        ('while [ $# -gt 1 ]; do [ "$1" = -o ] && echo garbage >"$2"; shift; done', "cannot be imported"),
+    ],
+    ids=["fails", "fails in silence", "garbage"],
+)
+def test_a_compiler_that_fails(
+    place: Path, script: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One line that says what it said, and where the rest is; nothing half-built is left."""
+    compiler = place / "cc"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
     assert build.main([]) == 0
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("compiling ")]
-    assert len(lines) == 1
-    assert re.search(r"not compiled: .*error.*build\.log.*runs its sources", lines[0])
-    assert "nothing pleases me" in (failing_compiler / "build.log").read_text()
-    assert sorted(path.name for path in failing_compiler.iterdir()) == ["build.log", "cc"]
+    [line] = said(capsys)
+    told = re.fullmatch(rf"not compiled: .*({words}).*? \(all of it: (\S+)\); .*runs its sources.*", line)
+    assert told, line
+    assert sorted(path.name for path in place.iterdir()) == sorted(["cc", Path(told[2]).name])
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no compiler")
+def test_a_compiler_that_works(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build.main([]) == 0
+    assert re.fullmatch(r"compiled in \d+ s", *said(capsys))
+    assert [path.name for path in place.iterdir()] == ["lib"]
+    # Half a file is no library.
+    library = compiled.library_of("nexus_grpc.front.request_ids", place / "lib")
+    library.write_bytes(library.read_bytes()[:100])
+    assert compiled.why_not(place / "lib").startswith("damaged")
+    assert not compiled.use(place / "lib")
+
+
+def test_libraries_that_cannot_be_loaded_are_passed_over(folder: Path) -> None:
+    library = compiled.library_of(compiled.SHARED, folder)
+    library.write_bytes(b"for another machine")
+    told = {**compiled.manifest(), "sizes": compiled.library_sizes(folder)}
+    (folder / compiled.MANIFEST).write_text(json.dumps(told))
+    assert compiled.why_not(folder) == ""
+    finders = list(sys.meta_path)
+    assert not compiled.use(folder)
+    assert sys.meta_path == finders
 
 
 @pytest.mark.parametrize("error", [build.Failed("x.c: error"), PermissionError("lib: read-only"), KeyboardInterrupt()])
 def test_what_goes_wrong_is_an_error_only_where_it_must_not(
-    failing_compiler: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
+    place: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(work: Path) -> None:
+    def fail(work: Path, log: Path) -> None:
         raise error
 
     monkeypatch.setattr(build, "build_apart", fail)
     interrupted = isinstance(error, KeyboardInterrupt)
-    assert build.main([]) == int(interrupted)
-    assert build.main(["--require"]) == 1
+    assert build.main([]) == (130 if interrupted else 0)
+    assert build.main(["--require"]) == (130 if interrupted else 1)
     monkeypatch.setenv("CI", "true")
-    assert build.main([]) == 1
+    assert build.main([]) == (130 if interrupted else 1)
+
+
+def test_another_one_that_was_faster(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(work: Path, log: Path) -> None:
+        monkeypatch.setattr(build, "why_not", lambda: "")
+        raise FileExistsError("lib")
+
+    monkeypatch.setattr(build, "build_apart", fail)
+    assert build.main(["--require"]) == 0
+
+
+@pytest.mark.parametrize("compiler", [" ", "no-such-compiler"])
+def test_a_compiler_that_is_none(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", compiler)
+    assert build.missing() == "" if not compiler.strip() else compiler in build.missing()
 
 
 @pytest.mark.parametrize("lacking", ["mypyc", "setuptools"])
