@@ -9,19 +9,27 @@ ARGS ?=
 PART ?= all
 # COMPILE=0 leaves the hot path as it is in the sources: a quicker set-up, a fifth more CPU per request.
 COMPILE ?= 1
+override COMPILE := $(if $(filter 0 no off false,$(COMPILE)),0,1)
+# What these say is for other environments than .venv, and would lead pip astray.
+unexport PYTHONPATH PYTHONHOME PYTHONOPTIMIZE PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_HASHES
+
+# A .venv that this file made elsewhere, whose Python is gone, or whose making was cut off, is made anew.
+$(shell if [ -e $(VENV)/.python ]; then \
+  [ "$$(cat $(VENV)/.place 2>/dev/null)" = "$$(pwd -P)" ] && [ ! -e $(VENV)/.installing ] && $(VENV)/bin/python -c '' 2>/dev/null \
+  || { echo "$(VENV) was moved, cut off in the making, or its Python is gone: making it anew" >&2; rm -rf $(VENV); }; fi)
 
 .PHONY: help setup serve test test-long test-wheel check format bench tools openapi models lock wheel sbom clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-setup: $(VENV)/.runtime  ## make .venv with the server, its pinned dependencies and the compiled hot path
-ifneq ($(COMPILE),0)
+setup: $(VENV)/.runtime  ## make .venv with the server, its pinned dependencies and the compiled hot path (COMPILE=0: without)
+ifeq ($(COMPILE),1)
 	@$(BIN)/python -m nexus_grpc.compiled.build
 endif
 
-serve: $(VENV)/$(if $(filter 0,$(COMPILE)),.runtime,.compiled)  ## serve models/ on 127.0.0.1, gRPC on 8001, REST on 8080 (ARGS="--help" lists the options)
-	@exec $(BIN)/nexus serve $(ARGS)
+serve: $(VENV)/$(if $(filter 0,$(COMPILE)),.runtime,.compiled)  ## serve models/: gRPC on 8001, REST on 8080 (ARGS="--help" lists options; COMPILE=0)
+	@exec $(BIN)/python -P -m nexus_grpc.cli.main serve $(if $(filter 0,$(COMPILE)),--no-compiled) $(ARGS)
 
 test: $(VENV)/.dev setup tools  ## run the tests and measure coverage (ARGS="tests/unit -k ring" for some)
 	@$(BIN)/python tests/run.py $(ARGS)
@@ -72,17 +80,20 @@ sbom: $(VENV)/.dev  ## make sbom.cdx.json, the bill of materials of what is ship
 	  -o sbom.cdx.json
 
 clean:  ## remove everything that was built
-	rm -rf $(VENV) .tools sbom.cdx.json nexus_grpc/compiled/lib nexus_grpc/compiled/build.log build dist nexus_grpc/pb/inference nexus_grpc/pb/nexus *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .tools sbom.cdx.json nexus_grpc/compiled/lib nexus_grpc/compiled/build-* build dist nexus_grpc/pb/inference nexus_grpc/pb/nexus *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
+	@pwd -P >$(VENV)/.place
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.python requirements.lock pyproject.toml $(PROTOS)
+	@touch $(VENV)/.installing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python proto/build.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@rm $(VENV)/.installing
 	@touch $@
 
 # Once: later changes to the sources are compiled by `make setup`, and run as they stand until then.
@@ -91,5 +102,7 @@ $(VENV)/.compiled: $(VENV)/.runtime
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
+	@touch $(VENV)/.installing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@rm $(VENV)/.installing
 	@touch $@

@@ -1,7 +1,7 @@
 """What pyproject.toml cannot say: a wheel has protobuf code generated as it is built, and perhaps compiled modules.
 
-`pip install .` makes a pure wheel. With NEXUS_COMPILE=1 (`make wheel`) it carries the hot path as machine code, too
-(nexus_grpc/compiled), for this Python and processor.
+`pip install .` makes a pure wheel. With NEXUS_COMPILE=1 and --no-build-isolation, as by `make wheel`, it carries the
+hot path as machine code, too (nexus_grpc/compiled), for this Python and processor.
 """
 
 import os

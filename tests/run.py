@@ -14,7 +14,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Most of a test's time is waiting: for a server's start, for a limit's end.
-PROCESSES = int(os.environ.get("JOBS") or 2 * (os.cpu_count() or 1))
+PROCESSES = 2 * (os.cpu_count() or 1)
 PHASES = {
     # In the order of the folders: the slow files first, so that no process is left with one at the end.
     f"side by side, {PROCESSES} at once": [
