@@ -94,10 +94,17 @@ def _console() -> structlog.dev.ConsoleRenderer:
     stream = _stream()
     # No rich tracebacks with locals: they would print requests.
     return structlog.dev.ConsoleRenderer(
-        colors=stream is not None and stream.isatty(),
+        colors=_wants_colors(stream),
         exception_formatter=structlog.dev.plain_traceback,
         pad_event_to=32,
     )
+
+
+def _wants_colors(stream: TextIO | None) -> bool:
+    """On a terminal that can, whose user has not said otherwise (https://no-color.org)."""
+    if stream is None or not stream.isatty() or os.environ.get("NO_COLOR"):
+        return False
+    return os.environ.get("TERM", "dumb") not in {"dumb", ""}
 
 
 def is_json() -> bool:

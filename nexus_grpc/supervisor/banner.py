@@ -151,10 +151,12 @@ def _examples(settings: Settings, catalogue: Catalogue) -> list[str]:
 def _command() -> str:
     """`nexus` as a shell in this folder finds it."""
     program = Path(sys.argv[0]).absolute()
-    if program.name != "nexus":
-        return f"{shlex.quote(sys.executable)} -m nexus_grpc.cli.main"
+    if program.name != "nexus":  # started by `python -m`: the one of the same environment
+        program = Path(sys.executable).with_name("nexus")
+        if not program.is_file():
+            return f"{shlex.quote(sys.executable)} -m nexus_grpc.cli.main"
     found = shutil.which("nexus")
-    if found and os.path.samefile(found, program):
+    if found and Path(found).resolve() == program.resolve():
         return "nexus"
     inside = program.is_relative_to(Path.cwd())
     return shlex.quote(str(program.relative_to(Path.cwd()) if inside else program))

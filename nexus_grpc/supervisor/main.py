@@ -29,7 +29,7 @@ def run(settings: Settings) -> int:
     # In place of the command line, which may have a database's password in it.
     setproctitle.setproctitle("nexus: supervisor")
     keep_private()
-    _keep_standard_error()
+    _keep_standard_streams()
     logs.configure(settings.log_format, settings.log_level, "supervisor")
     python_log.capture()
     for name, meant in variables.unknown(os.environ, map(variable_name, Settings.model_fields)).items():
@@ -53,11 +53,14 @@ def run(settings: Settings) -> int:
         log_pump.finish()
 
 
-def _keep_standard_error() -> None:
-    """Where it was closed, the next file that is opened would be it, and the log would be written there."""
-    try:
-        os.fstat(log_pump.STDERR)
-    except OSError:
-        with contextlib.suppress(OSError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, log_pump.STDERR)
+def _keep_standard_streams() -> None:
+    """Where one was closed, the next file that is opened would be it, and get what is printed or logged."""
+    for descriptor in range(log_pump.STDERR + 1):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_RDWR)
+                if nowhere != descriptor:
+                    os.dup2(nowhere, descriptor)
+                    os.close(nowhere)

@@ -110,3 +110,15 @@ def test_this_would_be_seen(watched: Watched) -> None:
     program = "import socket; socket.socket(type=socket.SOCK_DGRAM).connect(('192.0.2.1', 9))"
     watched.run([sys.executable, "-c", program])
     assert any("192.0.2.1" in line for line in watched.spoken_to())
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
+def test_closed_standard_streams_are_nobody_else_s(tmp_path: pathlib.Path, closed: str) -> None:
+    """Where one was closed, the next descriptor would get its number, and what is printed with it."""
+    prefix = ("sh", "-c", f'exec "$@" {closed}', "sh")
+    repository = copy_models(tmp_path / "models", "iris")
+    with running_server(tmp_path, "--workers=1", repository=repository, prefix=prefix) as server:
+        own = pathlib.Path(f"/proc/{server.process.pid}/fd")
+        assert {(own / str(number)).readlink().name for number in (0, 1) if f"{'<>'[number]}&-" in closed} == {"null"}
+        assert server.stop() == 0
+        assert "Assertion" not in server.log_text()

