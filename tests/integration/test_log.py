@@ -40,7 +40,7 @@ def make_libraries_speak(server: Server) -> None:
     assert answer.status == 400
     [worker] = server.children("worker")
     worker.send_signal(signal.SIGSEGV)
-    wait_for(lambda: "Segmentation fault" in server.log_text())
+    wait_for(lambda: "Segmentation fault" in server.log_text() and "worker died" in server.log_text())
 
 
 def repository_of(folder: pathlib.Path) -> pathlib.Path:
