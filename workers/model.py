@@ -134,6 +134,8 @@ class Model:
         """From now on each request runs alone. Those that wait were decoded for a batch, so it stays batchable."""
         self.max_batch_size = 1
         self.batching = reason
+        # Nothing waits for company that will not come.
+        self.queue = dataclasses.replace(self.queue, max_queue_delay_ns=0)
 
     def input_named(self, name: str) -> TensorSpec | None:
         return next((spec for spec in self.inputs if spec.name == name), None)

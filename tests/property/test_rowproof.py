@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from nexus_grpc.worker.rowproof.proof import prove
+from nexus_grpc.worker.rowproof.skim import NotSkimmed, skim
 from tests.effort import examples
 from tests.unit.workers.rowgraphs import alone, graph, run
+from tests.unit.workers.test_rowproof_table import PROVED
 
 CONSTANTS = """
     {T}[4, 4] w = {{0.5, -1, 0.25, 2, 1, 0.125, -0.5, 1, 0.75, 1, -1, 0.5, 2, -0.25, 1, 1}},
@@ -120,3 +122,21 @@ def test_what_is_proved_gives_in_company_what_it_gives_alone(steps: Any, rows: A
 @given(before=st.lists(apart, max_size=3), step=meeting, after=st.lists(apart, max_size=3))
 def test_rows_that_meet_anywhere_are_never_proved(before: Any, step: Any, after: Any) -> None:
     assert not prove(Built((*before, step, *after)).model("float")).rows_apart
+
+
+edit = st.tuples(st.integers(0, 2000), st.sampled_from(["set", "cut", "put"]), st.binary(min_size=1, max_size=3))
+
+
+@settings(max_examples=examples(200), deadline=None)
+@given(case=st.sampled_from(sorted(PROVED)), edits=st.lists(edit, min_size=1, max_size=4))
+def test_no_file_is_too_strange_for_a_verdict(case: str, edits: Any) -> None:
+    content = bytearray(PROVED[case].model().SerializeToString())
+    for at, how, what in edits:
+        at %= len(content)
+        content[at : at + (0 if how == "put" else len(what))] = b"" if how == "cut" else what
+    try:
+        model = skim(memoryview(bytes(content)))
+    except NotSkimmed:
+        return
+    verdict = prove(model)
+    assert verdict.rows_apart or verdict.why

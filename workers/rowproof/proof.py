@@ -94,6 +94,7 @@ def _proved(model: ModelProto, deadline: float) -> Proof:
                 item.type.tensor_type.shape.dim.add(dim_value=size)
     if not state:
         return refused("the model has no inputs")
+    _check_order(model.graph, set(held))
     shapes = _inferred(model)
     for tensor in model.graph.initializer:
         state[tensor.name] = tensor_value(tensor)
@@ -157,6 +158,28 @@ def _forget_claims(graph: GraphProto) -> None:
     for node in graph.node:
         for inner in subgraphs(node):
             _forget_claims(inner)
+
+
+def _check_order(graph: GraphProto, known: set[str]) -> None:
+    """Every node's inputs come before it. Raises _NotFollowed: ONNX's inference is native code, and dies of others."""
+    own: set[str] = set()
+
+    def add(names: set[str]) -> None:
+        own.update(names - known)
+        known.update(names)
+
+    add({item.name for item in graph.input} | {tensor.name for tensor in graph.initializer})
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in known:
+                raise _NotFollowed(f"'{name[:100]}' is used before it is made")
+        for inner in subgraphs(node):
+            _check_order(inner, known)
+        add(set(node.output))
+    for item in graph.output:
+        if item.name not in known:
+            raise _NotFollowed(f"output '{item.name[:100]}' is never made")
+    known -= own
 
 
 def _inferred(model: ModelProto) -> dict[str, tuple[Dim, ...]]:

@@ -107,6 +107,16 @@ def test_a_graph_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch)
     assert "too large" in prove(graph("y = Relu(x)")).text
 
 
+def test_a_node_that_takes_what_is_not_there_is_refused() -> None:
+    """ONNX's inference, native code, dies of some."""
+    model = graph("y = ai.onnx.ml.LabelEncoder<keys_int64s = [0], values_int64s = [1]>(x)", "int64[n, 4] x")
+    model.graph.node[0].input[0] = "other"
+    assert "'other' is used before it is made" in prove(model).text
+    model = graph("y = Relu(x)")
+    model.graph.output[0].name = "other"
+    assert "output 'other' is never made" in prove(model).text
+
+
 def test_a_rule_that_stumbles_proves_nothing() -> None:
     model = graph("y = Transpose(x)")
     model.graph.node[0].attribute.append(helper.make_attribute("perm", "text"))

@@ -2,6 +2,7 @@
 answer is what onnxruntime gives for that request alone, whatever runs beside it."""
 
 import base64
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,7 @@ def batched(worker: LiveWorker, tmp_path: Path) -> LiveWorker:
 
 def test_a_model_that_drops_rows_is_no_longer_batched_and_each_answer_is_its_own(batched: LiveWorker) -> None:
     model, sizes = batched.model(1), []
+    model.queue = dataclasses.replace(model.queue, max_queue_delay_ns=1000)
 
     def drop_negative(feeds: Any, oversize: bool) -> list[Any]:
         sizes.append(len(feeds["x"]))
@@ -161,6 +163,7 @@ def test_a_model_that_drops_rows_is_no_longer_batched_and_each_answer_is_its_own
     assert report["reason"] == "for 3 rows its outputs have the shapes [2,2]"
     config = ModelConfig.FromString(base64.b64decode(report["config"]))
     assert config.parameters["batching"].string_value.startswith("requests are no longer batched")
+    assert model.queue.max_queue_delay_ns == 0
     sizes.clear()
     in_company(batched, [(1.0, 2.0), (2.0, 3.0), (3.0, 4.0)])
     assert set(sizes) == {1}
