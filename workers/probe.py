@@ -32,20 +32,24 @@ MEMORY_COMPLAINTS = ("bad allocation", "bad_alloc", "Failed to allocate memory",
 _NO_MEMORY = "sample rows run together take more memory than there is"
 
 
+class _OutOfTime(Exception):
+    """A slow model: what was not tried says nothing."""
+
+
 def veto_of(model: Model) -> str:
     """Why the model's rows should not be run together; empty where nothing was found against it.
 
-    Samples that the model refuses, alone or together, say nothing.
+    Rows that the model refuses alone say nothing, and so does what a slow model had no time for.
     """
     deadline = time.monotonic() + SECONDS_MAX
     try:
         free_sizes = FREE_SIZES if any(-1 in spec.row_shape for spec in model.inputs) else FREE_SIZES[:1]
         for free, count in itertools.product(free_sizes, BATCH_SIZES):
             for feeds in _samples(model, free, count):
-                if time.monotonic() > deadline:
-                    return ""
-                if reason := _found(model, feeds, count):
+                if reason := _found(model, feeds, count, deadline):
                     return reason
+    except _OutOfTime:
+        return ""
     except MemoryError:
         return _NO_MEMORY
     return ""
@@ -80,15 +84,19 @@ def _sample(spec: TensorSpec, shape: Shape, random: np.random.Generator) -> Arra
     return array
 
 
-def _found(model: Model, feeds: dict[str, Array], count: int) -> str:
+def _found(model: Model, feeds: dict[str, Array], count: int, deadline: float) -> str:
     try:
-        alone = [_run(model, {name: array[row : row + 1] for name, array in feeds.items()}) for row in range(count)]
+        alone = [
+            _run(model, {name: array[row : row + 1] for name, array in feeds.items()}, deadline) for row in range(count)
+        ]
     except NexusError as error:
         return _NO_MEMORY if wants_memory(error.message) else ""
     try:
-        together = _run(model, feeds)
+        together = _run(model, feeds, deadline)
         # The first row beside others, of the same number.
-        other = _run(model, {name: np.concatenate([array[:1], array[:0:-1]]) for name, array in feeds.items()})
+        other = _run(
+            model, {name: np.concatenate([array[:1], array[:0:-1]]) for name, array in feeds.items()}, deadline
+        )
     except NexusError as error:
         return _NO_MEMORY if wants_memory(error.message) else "sample rows that run alone fail together"
     for index, spec in enumerate(model.outputs):
@@ -103,7 +111,9 @@ def _found(model: Model, feeds: dict[str, Array], count: int) -> str:
     return ""
 
 
-def _run(model: Model, feeds: dict[str, Array]) -> list[Array]:
+def _run(model: Model, feeds: dict[str, Array], deadline: float) -> list[Array]:
+    if time.monotonic() > deadline:
+        raise _OutOfTime
     return [as_served(spec, output) for spec, output in zip(model.outputs, model.run(feeds, False), strict=True)]
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from nexus_grpc.ipc.errors import InferenceFailed
+from nexus_grpc.worker import probe
 from nexus_grpc.worker.loader import load_model
 from nexus_grpc.worker.model import Model, TensorSpec
 from nexus_grpc.worker.probe import veto_of
@@ -81,6 +83,19 @@ def test_samples_stay_small() -> None:
         raise AssertionError(f"run on {x.shape}")
 
     assert veto_of(running(refuse, spec("x", "FP32", -1, 1 << 24))) == ""
+
+
+def test_a_slow_model_is_tried_for_a_while_and_not_vetoed(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+
+    def slow(x: Any) -> Any:
+        runs.append(len(x))
+        time.sleep(0.05)
+        return x
+
+    monkeypatch.setattr(probe, "SECONDS_MAX", 0.01)
+    assert veto_of(running(slow)) == ""
+    assert runs == [1]
 
 
 # Eight rows of 16 MiB as FP16, joined, and the comparison's 8 bytes for each of a row's values.
