@@ -52,7 +52,9 @@ def top(call: Call) -> Sequence[Value]:
     axis = position(call.get("axis", -1), value.rank)
     need(axis != value.axis, ALONG)
     shape = list(value.shape)
-    shape[axis] = call.size("k")
+    count = call.given(1)
+    is_known = isinstance(count, Fixed) and count.value is not None and isinstance(count.value.flat[0], int)
+    shape[axis] = integers(count, "k")[0] if is_known else call.size("k")
     return [value.with_shape(shape)] * call.outputs
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .contents import ELEMENTS_MAX, followed
-from .control import joined
+from .control import carried, joined, scanned, turn_of
 from .sizes import Dim, Element, Size, of_batch, product
 from .table import RANDOM, RULES
 from .values import Call, Fixed, Lost, NotProved, RowNumbers, Rows, Sizes, Value, contents, need
@@ -175,7 +175,10 @@ class Walk:
         if all(value is None or isinstance(value, Fixed) for value in (*inputs, *taken)):
             need(not any(_draws(graph) for graph in inner), "it draws random numbers")
             return [Fixed()] * len(node.output)
-        need(node.op_type == "If" and not node.domain, "a subgraph that takes rows")
+        need(node.domain in ("", "ai.onnx") and self._opsets.get("", 1) >= 9, "a subgraph that takes rows")
+        if node.op_type == "Scan":
+            return self._scan(node, inner[0], inputs, state)
+        need(node.op_type == "If", "a subgraph that takes rows")
         condition = inputs[0]
         if not isinstance(condition, Fixed):
             raise NotProved("its condition depends on the batch")
@@ -185,10 +188,28 @@ class Walk:
             return self._branch(then if condition.value.item() else other, state)
         return joined(self._branch(then, state), self._branch(other, state))
 
+    def _scan(self, node: NodeProto, body: GraphProto, inputs: list[Value | None], state: State) -> Sequence[Value]:
+        """Turns along something else than the batch. At least one for sure: onnxruntime dies of some without any."""
+        attributes = attributes_of(node)
+        count = attributes["num_scan_inputs"]
+        first = len(inputs) - count
+        need(0 < count <= len(inputs) == len(body.input), "its inputs are not its body's")
+        need(not any(attributes.get("scan_output_axes", [])), "its outputs are not stacked first")
+        before = [carried(value) for value in inputs[:first]]
+        along = zip(inputs[first:], attributes.get("scan_input_axes") or [0] * count, strict=True)
+        turns = [turn_of(value, axis) for value, axis in along]
+        steps = next((size for _, size in turns if isinstance(size, int) and size > 0), None)
+        if steps is None:
+            raise NotProved("it may have no turn")
+        values = [*before, *(value for value, _ in turns)]
+        given = {item.name: value for item, value in zip(body.input, values, strict=True)}
+        return scanned(before, self._branch(body, {**state, **given}), steps)
+
     def _branch(self, graph: GraphProto, state: State) -> list[Value]:
         inside: State = {**state, **{tensor.name: tensor_value(tensor) for tensor in graph.initializer}}
         need(not graph.sparse_initializer, "a sparse tensor")
-        self.run(graph.node, inside)
+        # Names in here may be others' outside: what is inferred is of those.
+        Walk(self._opsets, {}, self._deadline).run(graph.node, inside)
         outputs = [inside[item.name] for item in graph.output]
         for value in outputs:
             need(isinstance(value, Rows | Fixed), value.why if isinstance(value, Lost) else "a branch counts rows")

@@ -142,7 +142,33 @@ PROVED = {
     ),
 }
 
+SCAN = (
+    "a, y = Scan({state}, {along}) <num_scan_inputs = 1, body = g (float[a, b] s, float[c] t)"
+    " => (float[a, b] next, float[a] made)"
+    " {{ next = {next} d = Sub(s, t) made = ReduceSumSquare<keepdims = 0>(d, one) }}>"
+)
+PROVED["Scan"] = Case(
+    SCAN.format(state="x", along="w", next="Identity(s)").replace("a, y =", "a, m =") + " y = Transpose(m)",
+    consts=f"{MATRIX}, int64[1] one = {{1}}",
+)
+
 REFUSED = {
+    "Scan along the batch": Case(
+        SCAN.format(state="w", along="x", next="Identity(s)"), consts=f"{MATRIX}, int64[1] one = {{1}}"
+    ),
+    "Scan whose rows meet": Case(
+        "m = ReduceMax<keepdims = 0>(x) " + SCAN.format(state="x", along="w", next="Sub(s, m)"),
+        consts=f"{MATRIX}, int64[1] one = {{1}}",
+    ),
+    "Scan whose state becomes rows": Case(
+        SCAN.format(state="v", along="w", next="Add(s, x)"),
+        consts=f"{MATRIX}, float[1, 4] v = {{1, 2, 3, 4}}, int64[1] one = {{1}}",
+    ),
+    "Scan without a sure turn": Case(
+        "t = Transpose<perm = [1, 0, 2]>(z) " + SCAN.format(state="x", along="t", next="Identity(s)"),
+        "float[n, 4] x, float[n, k, 4] z",
+        "int64[1] one = {1}",
+    ),
     "elementwise": Case("t = Transpose(x) y = Add(t, x)"),
     "a constant for each row": Case("y = Add(x, w)", consts="float[2, 4] w = {1, 2, 3, 4, 5, 6, 7, 8}"),
     "Clip": Case("m = ReduceMax<keepdims = 0>(x) y = Clip(x, m)"),

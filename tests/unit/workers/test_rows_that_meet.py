@@ -91,7 +91,7 @@ def any_rank() -> ModelProto:
         (logmel(), "node 'm' (ReduceMax): it works along all axes"),
         (drop_empty(), "node 'y' (Compress): the operator is not one that is known to keep rows apart"),
         (reverse(), "node 'y' (Slice): it cuts the batch, or turns it round"),
-        (sliding_window(), "node 'last' (Scan): a subgraph that takes rows"),
+        (sliding_window(), "node 'last' (Scan): its outputs are not stacked first"),
         (any_rank(), "input 'x' has no declared number of dimensions"),
     ],
     ids=["logmel", "drop-empty", "reverse", "sliding-window", "any-rank"],
