@@ -1,7 +1,8 @@
 """What a call of the client can fail with. No type of grpc shows through.
 
 NexusClientError        any failure; `code` is the gRPC status code's name
-├── InvalidInput        INVALID_ARGUMENT, OUT_OF_RANGE: the request does not fit the model, or can't be encoded
+├── InvalidInput        INVALID_ARGUMENT, OUT_OF_RANGE: the request does not fit the model, or can't be encoded;
+│                       RESOURCE_EXHAUSTED: a message is larger than somebody's limit (reason MESSAGE_TOO_LARGE)
 ├── NotFound            NOT_FOUND: no such model or version
 ├── AlreadyExists       ALREADY_EXISTS: the model has that version already
 ├── Unavailable         UNAVAILABLE: no server there, or the model is not ready; was retried
@@ -9,6 +10,7 @@ NexusClientError        any failure; `code` is the gRPC status code's name
 └── DeadlineExceeded    DEADLINE_EXCEEDED: no answer in time
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,6 +36,8 @@ _DETAIL_TYPES = {
         error_details_pb2.RetryInfo,
     )
 }
+# As gRPC core says it (src/core/ext/filters/message_size/message_size_filter.cc).
+_TOO_LARGE = re.compile(r"(CLIENT|SERVER): (Sent|Received) message larger than max \((\d+) vs\. (\d+)\)")
 
 
 class NexusClientError(Exception):
@@ -72,7 +76,7 @@ class NexusClientError(Exception):
 
 
 class InvalidInput(NexusClientError, ValueError):
-    """The request does not fit the model (the message names the input), or can't be encoded at all."""
+    """The request does not fit the model (the message names the input), can't be encoded at all, or is too large."""
 
 
 class NotFound(NexusClientError):
@@ -88,7 +92,7 @@ class Unavailable(NexusClientError):
 
 
 class Overloaded(NexusClientError):
-    """A queue, a ring, or the limit of a message's size is full."""
+    """A queue, a ring or a rate is used up; later it is not."""
 
 
 class DeadlineExceeded(NexusClientError):
@@ -126,6 +130,10 @@ def from_rpc(error: grpc.RpcError, request_id: str) -> NexusClientError:
     call: Any = error
     code: grpc.StatusCode = call.code()
     details, reason, retry_after_s = _rich_details(call.trailing_metadata() or ())
+    too_large = _TOO_LARGE.search(call.details() or "") if code is grpc.StatusCode.RESOURCE_EXHAUSTED else None
+    if too_large is not None and not reason:
+        sent = request_id_of(call.initial_metadata(), request_id)
+        return InvalidInput(code.name, _too_large(*too_large.groups()), reason="MESSAGE_TOO_LARGE", request_id=sent)
     return error_of(
         code.name,
         call.details() or code.name,
@@ -134,6 +142,15 @@ def from_rpc(error: grpc.RpcError, request_id: str) -> NexusClientError:
         details=details,
         retry_after_s=retry_after_s,
     )
+
+
+def _too_large(side: str, action: str, size: str, limit: str) -> str:
+    """In the words of this client, for gRPC core's."""
+    if action == "Sent":
+        return f"the request has {size} bytes; this client sends at most {limit} (max_message_bytes): send fewer rows"
+    if side == "SERVER":
+        return f"the request has {size} bytes; the server takes at most {limit} (--max-message-bytes): send fewer rows"
+    return f"the answer has {size} bytes; this client takes at most {limit} (max_message_bytes): ask for fewer rows"
 
 
 def request_id_of(metadata: Iterable[tuple[str, str | bytes]] | None, sent: str) -> str:

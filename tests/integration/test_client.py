@@ -23,7 +23,6 @@ from nexus_grpc.client import (
     InvalidInput,
     NexusClientError,
     NotFound,
-    Overloaded,
     Retry,
     Unavailable,
 )
@@ -204,7 +203,7 @@ def test_errors(nexus: Any) -> None:
         nexus.predict("iris", [1, 2, 3])
     with pytest.raises(InvalidInput, match="no datatype"):
         nexus.infer("iris", {"X": np.zeros(4, complex)})
-    with pytest.raises(Overloaded, match="larger than max"):
+    with pytest.raises(InvalidInput, match=r"at most 67108864 .*: send fewer rows"):
         nexus.infer("identity", {"x": np.zeros((1, (64 << 20) // 4), np.float32)})
 
 

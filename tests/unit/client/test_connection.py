@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from nexus_grpc.client import AsyncClient, Client, InvalidInput, NexusClientError, Overloaded, Retry, Tls, Unavailable
+from nexus_grpc.client import AsyncClient, Client, InvalidInput, NexusClientError, Retry, Tls, Unavailable
 from nexus_grpc.client.connection import channel_options
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from tests.harness import require_tool
@@ -119,10 +119,12 @@ def test_the_largest_message(ask: Ask) -> None:
     answer = pb.ModelInferResponse(model_name="m" * 5000)
     with ScriptedServer(answer=answer) as server:
         assert ask(server.address).model == "m" * 5000
-        with pytest.raises(Overloaded, match="larger than max"):
+        with pytest.raises(InvalidInput, match="this client takes at most 1000 ") as caught:
             ask(server.address, max_message_bytes=1000)
-    with Client("127.0.0.1:1", max_message_bytes=1000) as client, pytest.raises(NexusClientError):
-        client.infer("m", {"x": np.zeros(1000)}, timeout_s=0.2)
+        assert (caught.value.code, caught.value.reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
+        with Client(server.address, max_message_bytes=1000) as client, pytest.raises(InvalidInput) as sent:
+            client.infer("m", {"x": np.zeros(1000)}, timeout_s=5)
+    assert "this client sends at most 1000 (max_message_bytes): send fewer rows" in sent.value.message
 
 
 def test_options() -> None:

@@ -45,6 +45,32 @@ def test_every_code_has_its_class(ask: Ask, code: grpc.StatusCode) -> None:
     assert not isinstance(error, grpc.RpcError)
 
 
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (
+            "SERVER: Received message larger than max (3000 vs. 2000)",
+            "the request has 3000 bytes; the server takes at most 2000 (--max-message-bytes): send fewer rows",
+        ),
+        (
+            "CLIENT: Sent message larger than max (3000 vs. 2000)",
+            "the request has 3000 bytes; this client sends at most 2000 (max_message_bytes): send fewer rows",
+        ),
+        (
+            "Stream removed (CLIENT: Received message larger than max (3000 vs. 2000))",
+            "the answer has 3000 bytes; this client takes at most 2000 (max_message_bytes): ask for fewer rows",
+        ),
+    ],
+)
+def test_a_message_too_large_is_the_callers_to_make_smaller(ask: Ask, told: str, said: str) -> None:
+    error = caught_from(ask, Refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, told), request_id="mine")
+    assert type(error) is InvalidInput
+    assert (error.code, error.reason, error.message) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE", said)
+    assert error.request_id == "mine"
+    other = caught_from(ask, Refuse(grpc.StatusCode.INTERNAL, told))
+    assert (type(other), other.message) == (NexusClientError, told)
+
+
 def test_an_invalid_input_is_a_value_error(ask: Ask) -> None:
     assert isinstance(caught_from(ask, Refuse(grpc.StatusCode.INVALID_ARGUMENT)), ValueError)
 
