@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 import grpc
 import numpy.typing as npt
 
-from nexus_grpc.client import calls
+from nexus_grpc.client import calls, casting
 from nexus_grpc.client.calls import Call, Feed, Inputs, Outputs, StreamCall, serialised
+from nexus_grpc.client.casting import Deadline
 from nexus_grpc.client.connection import ClientBase
-from nexus_grpc.client.errors import DeadlineExceeded, Unavailable, closed, from_rpc, request_id_of
+from nexus_grpc.client.errors import DeadlineExceeded, InvalidInput, Unavailable, closed, from_rpc, request_id_of
 from nexus_grpc.client.results import (
     BatchPrediction,
     InferResult,
@@ -100,7 +101,7 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
     async def infer(
         self,
         model: str,
-        inputs: Inputs,
+        inputs: Inputs | npt.ArrayLike,
         *,
         outputs: Outputs = (),
         version: str = "",
@@ -111,8 +112,31 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
         timing: bool = False,
     ) -> InferResult:
         """As Client.infer."""
-        call = calls.infer(model, inputs, outputs, version, parameters, datatypes, timing)
-        return await self._call(call, timeout_s, request_id)
+        key, deadline = (model, version), Deadline(timeout_s)
+
+        async def once(fitted: Inputs) -> InferResult:
+            call = calls.infer(model, fitted, outputs, version, parameters, datatypes, timing)
+            return await self._call(call, deadline.remaining_s(), request_id)
+
+        known = self._known_inputs.get(key)
+        if known is None and not isinstance(inputs, Mapping):
+            known = (await self.model(model, version=version, timeout_s=deadline.remaining_s())).inputs
+        try:
+            answer = await once(inputs if known is None else casting.fit(inputs, known, datatypes))  # type: ignore[arg-type]
+            if known is not None:
+                self._known_inputs.keep(key, known)
+            return answer
+        except InvalidInput as error:
+            self._known_inputs.drop(key)
+            if known is not None or not casting.may_help(inputs, datatypes, error):
+                raise
+            refused = error
+        known = (await self.model(model, version=version, timeout_s=deadline.remaining_s())).inputs
+        fitted = casting.fit(inputs, known, datatypes)
+        if casting.is_unchanged(inputs, fitted):
+            raise refused
+        self._known_inputs.keep(key, known)
+        return await once(fitted)
 
     def infer_stream(
         self,

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 import grpc
 import numpy.typing as npt
 
-from nexus_grpc.client import calls
+from nexus_grpc.client import calls, casting
 from nexus_grpc.client.calls import Call, Feed, Inputs, Outputs, StreamCall, serialised
+from nexus_grpc.client.casting import Deadline
 from nexus_grpc.client.connection import ClientBase
-from nexus_grpc.client.errors import DeadlineExceeded, Unavailable, closed, from_rpc, request_id_of
+from nexus_grpc.client.errors import DeadlineExceeded, InvalidInput, Unavailable, closed, from_rpc, request_id_of
 from nexus_grpc.client.results import (
     BatchPrediction,
     InferResult,
@@ -95,7 +96,7 @@ class Client(ClientBase[grpc.Channel]):
     def infer(
         self,
         model: str,
-        inputs: Inputs,
+        inputs: Inputs | npt.ArrayLike,
         *,
         outputs: Outputs = (),
         version: str = "",
@@ -109,8 +110,10 @@ class Client(ClientBase[grpc.Channel]):
 
         Args:
             model: the model's name.
-            inputs: arrays by input name, of the shape that the model's metadata says, batch dimension included. dtype
-                bool, (u)int8–64, float16–64, ml_dtypes' bfloat16; text as object array of str or bytes.
+            inputs: arrays by input name, of the shape that the model's metadata says, batch dimension included; or one
+                array, where the model has one input. dtype bool, (u)int8–64, float16–64, ml_dtypes' bfloat16; text as
+                object array of str or bytes. float64 and int64 are cast to what the model takes where that changes no
+                number, else InvalidInput says so.
             outputs: the names wanted, all where empty; as a mapping, with parameters for each, such as
                 `{"probabilities": {"classification": 3}}`.
             version: the newest ready one where empty.
@@ -121,8 +124,31 @@ class Client(ClientBase[grpc.Channel]):
         Returns:
             The outputs by name (see InferResult).
         """
-        call = calls.infer(model, inputs, outputs, version, parameters, datatypes, timing)
-        return self._call(call, timeout_s, request_id)
+        key, deadline = (model, version), Deadline(timeout_s)
+
+        def once(fitted: Inputs) -> InferResult:
+            call = calls.infer(model, fitted, outputs, version, parameters, datatypes, timing)
+            return self._call(call, deadline.remaining_s(), request_id)
+
+        known = self._known_inputs.get(key)
+        if known is None and not isinstance(inputs, Mapping):
+            known = (self.model(model, version=version, timeout_s=deadline.remaining_s())).inputs
+        try:
+            answer = once(inputs if known is None else casting.fit(inputs, known, datatypes))  # type: ignore[arg-type]
+            if known is not None:
+                self._known_inputs.keep(key, known)
+            return answer
+        except InvalidInput as error:
+            self._known_inputs.drop(key)
+            if known is not None or not casting.may_help(inputs, datatypes, error):
+                raise
+            refused = error
+        known = (self.model(model, version=version, timeout_s=deadline.remaining_s())).inputs
+        fitted = casting.fit(inputs, known, datatypes)
+        if casting.is_unchanged(inputs, fitted):
+            raise refused
+        self._known_inputs.keep(key, known)
+        return once(fitted)
 
     def infer_stream(
         self,

@@ -42,6 +42,8 @@ _TABLE: dict[str, tuple[np.dtype[Any], str]] = {
     BF16: (_BFLOAT16, ""),
     BYTES: (np.dtype(object), "bytes_contents"),
 }
+NUMBERS = {name: dtype for name, (dtype, _) in _TABLE.items() if name not in ("BOOL", BF16, BYTES)}
+"""numpy's dtype of each datatype of numbers."""
 # By dtype name, which is the same for every byte order. Without ml_dtypes uint16 stays UINT16.
 _DATATYPES = {dtype.name: name for name, (dtype, _) in _TABLE.items() if name != BF16} | {"bfloat16": BF16}
 # numpy kinds that are text: object, fixed-width str and bytes, StringDType.

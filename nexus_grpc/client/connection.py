@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
+from nexus_grpc.client.casting import KnownInputs
 from nexus_grpc.client.errors import REQUEST_ID_KEY, closed, invalid
 from nexus_grpc.client.retry import DEFAULT_RETRY, Attempts, Retry
 from nexus_grpc.client.retry_budget import RetryBudget
@@ -111,6 +112,7 @@ class ClientBase(Generic[Channel]):
         self._turns = itertools.count()
         self._opening = threading.Lock()
         self._closed = False
+        self._known_inputs = KnownInputs()
 
     def _open_channel(self) -> Channel:
         raise NotImplementedError

@@ -185,6 +185,21 @@ def test_what_is_served(nexus: Any) -> None:
     assert [item.name for item in info.outputs] == ["label", "probabilities"]
 
 
+def test_numpys_defaults_are_cast_where_that_loses_nothing(nexus: Any) -> None:
+    expected = nexus.infer("iris", {"X": IRIS})["probabilities"]
+    wide = IRIS.astype(np.float64)
+    for inputs in ({"X": wide}, wide, {"X": wide}, IRIS):  # asked for, then known
+        assert np.array_equal(nexus.infer("iris", inputs)["probabilities"], expected)
+    whole = nexus.infer("iris", np.array([[5, 3, 1, 0]]))["probabilities"]
+    assert np.array_equal(whole, nexus.infer("iris", np.array([[5, 3, 1, 0]], np.float32))["probabilities"])
+    with pytest.raises(InvalidInput, match=r"not exact in it; if that is fine, send X\.astype\(np\.float32\)"):
+        nexus.infer("iris", {"X": [[5.1, 3.5, 1.4, 0.2]]})
+    with pytest.raises(InvalidInput, match="one array is given, and the model's inputs are 'in_"):
+        nexus.infer("all_types", IRIS)
+    with pytest.raises(NotFound):
+        nexus.infer("none", IRIS)
+
+
 def test_errors(nexus: Any) -> None:
     with pytest.raises(NotFound, match="Request for unknown model: 'none' is not found") as missing:
         nexus.infer("none", {}, request_id="lost")
@@ -195,8 +210,8 @@ def test_errors(nexus: Any) -> None:
     )
     with pytest.raises(NotFound):
         nexus.model("none")
-    with pytest.raises(InvalidInput, match="expected datatype FP32, got FP64") as invalid:
-        nexus.infer("iris", {"X": IRIS.astype(float)})
+    with pytest.raises(InvalidInput, match="expected datatype FP32, got INT32") as invalid:
+        nexus.infer("iris", {"X": IRIS.astype(np.int32)})
     fields = [item["field_violations"][0]["field"] for item in invalid.value.details if "field_violations" in item]
     assert fields == ["X"]
     with pytest.raises(InvalidInput, match="expected 4 features, got 3"):
