@@ -1,7 +1,6 @@
 """What `nexus serve` tells once it serves: what listens where, which models are ready, what to try."""
 
 import json
-import os
 import shlex
 import shutil
 import sys
