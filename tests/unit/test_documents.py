@@ -13,6 +13,7 @@ from nexus_grpc.access.issuers import parse_trust
 from nexus_grpc.cli.main import app
 from nexus_grpc.ipc.errors import Code
 from nexus_grpc.rest.errors import http_status
+from tests.clean import readme
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -38,6 +39,13 @@ def test_the_commands_do_what_they_say(tmp_path: Path, monkeypatch: pytest.Monke
     assert "fraud-*" in rows["fraud-team"]
     assert "600/min" in rows["fraud-team"]
     assert rows["deployer"][2] == "read,admin"
+
+
+def test_every_block_says_what_it_is() -> None:
+    """CI runs those that are commands, on a machine where nothing else is (tests/clean)."""
+    languages = [language for language, _ in readme.blocks(ROOT / "README.md")]
+    assert {"sh", "python"} <= set(languages)
+    assert readme.first_commands(ROOT / "README.md") == [readme.SERVE, readme.TEST]
 
 
 def test_the_file_of_issuers_is_one() -> None:
