@@ -17,7 +17,7 @@ from tests.chaos.rest_ledger import RestLedger
 from tests.harness import Server
 from tests.lifecycle import Admin, put
 
-SECONDS = 420.0
+SECONDS = 300.0
 # A process of each role dies by turns; Envoy's clients see a connection that breaks, so it is let alone.
 ROLES = ("worker", "front", "worker")
 PAUSE_SECONDS = 10.0
