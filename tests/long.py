@@ -36,7 +36,7 @@ class Part:
 SOAK = "tests/chaos/test_soak.py"
 SERVER_FUZZ = "tests/fuzz/test_metadata_server.py"
 PARTS = (
-    Part("models that change for a minute", ("-m", "long", "tests/chaos", f"--ignore={SOAK}")),
+    Part("models that change for a minute, floods", ("-m", "long", "tests/chaos", "tests/unit", f"--ignore={SOAK}")),
     Part("a soak: mixed traffic, kills and swaps for minutes", (SOAK,)),
     Part(
         "example clients that take long to build, grpcio's public API, long series", ("-m", "long", "tests/integration")

@@ -1,9 +1,9 @@
 """Runs the tests: `make test`. With arguments, those are pytest's, and that is all.
 
-Without, all but the long ones: first what may run side by side, some processes at once since most tests wait for
-servers, then one after the other what measures times or loads (marked `alone`). Coverage is measured in both, over the
-servers and commands that tests start too; it may not fall below what pyproject.toml says (tool.coverage.report).
-What runs compiled cannot be measured: unit tests run the sources.
+Without, all but the long ones: first what may run side by side, more processes than cores since most tests wait for
+servers, then one for each core what measures seconds (marked `timed`), then one after the other what measures loads
+(marked `alone`). Coverage is measured in all, over the servers and commands that tests start too; it may not fall below
+what pyproject.toml says (tool.coverage.report). What runs compiled cannot be measured: unit tests run the sources.
 """
 
 import os
@@ -18,9 +18,10 @@ PROCESSES = 2 * (os.cpu_count() or 1)
 PHASES = {
     # In the order of the folders: the slow files first, so that no process is left with one at the end.
     f"side by side, {PROCESSES} at once": [
-        *("-m", "not alone and not long"),
+        *("-m", "not alone and not timed and not long"),
         *("-n", str(PROCESSES), "--dist", "loadfile", "--no-loadscope-reorder"),
     ],
+    "timed, one for each core": ["-m", "timed and not long", "-n", str(os.cpu_count() or 1), "--dist", "loadfile"],
     "alone": ["-m", "alone and not long"],
 }
 PYTEST = [sys.executable, "-m", "pytest"]

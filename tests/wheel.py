@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         assert found.startswith(str(site)), f"the tests would run against {found}"
         left_out = [f"--ignore={path}" for path in OF_THE_REPOSITORY]
         command = [sys.executable, "-m", "pytest", "-q", "-n", str(2 * (os.cpu_count() or 1)), "--dist", "loadfile"]
-        options = [*left_out, "-m", "not alone and not long", *(arguments or ["tests/unit"])]
+        options = [*left_out, "-m", "not alone and not timed and not long", *(arguments or ["tests/unit"])]
         return subprocess.call([*command, *options], cwd=rest, env=environment)
 
 

@@ -22,7 +22,7 @@ from tests.chaos.models import TURNS_PER_MS
 from tests.chaos.rest_ledger import BROKEN, REFUSED, RestClient, RestEntry, RestLedger
 from tests.harness import Server
 
-pytestmark = [pytest.mark.timeout(90), pytest.mark.alone]
+pytestmark = [pytest.mark.timeout(90), pytest.mark.timed]
 BACK_SECONDS = 2.0
 
 

@@ -133,6 +133,8 @@ def port_of(site: Site, transport: str) -> int:
 
 
 both = pytest.mark.parametrize("transport", ["grpc", "rest"])
+# What Envoy, or grpcio's core, bounds by itself: by one way each day, by both in the long run.
+mostly_grpc = pytest.mark.parametrize("transport", ["grpc", pytest.param("rest", marks=pytest.mark.long)])
 
 
 def test_slow_http1_clients(site: Site, stand: Stand) -> None:
@@ -164,7 +166,7 @@ def test_rapid_reset(site: Site, stand: Stand, transport: str) -> None:
         assert seen.count("closed") >= 1
 
 
-@both
+@mostly_grpc
 def test_more_streams_than_announced(site: Site, stand: Stand, transport: str) -> None:
     seen = stand("streams", port_of(site, transport))
     most = GRPC_STREAMS_MAX if transport == "grpc" else REST_STREAMS_MAX
@@ -173,7 +175,7 @@ def test_more_streams_than_announced(site: Site, stand: Stand, transport: str) -
     assert seen.count("closed") or seen.count("refused") >= STREAMS - most
 
 
-@both
+@mostly_grpc
 def test_pings_and_settings(site: Site, stand: Stand, transport: str) -> None:
     assert stand("pings", port_of(site, transport)).count("sent") > 1000
 
@@ -188,6 +190,7 @@ def test_large_headers(site: Site, stand: Stand, transport: str) -> None:
     assert not any(name.startswith("status") and name != "status 8" for name in seen.tally), seen
 
 
+@pytest.mark.long
 def test_large_headers_by_http1(site: Site, stand: Stand) -> None:
     seen = stand("large_headers_http1", site.server.rest_port)
     assert seen.count("sent") >= 10
@@ -200,14 +203,14 @@ def test_large_headers_of_one_who_knows_no_limit(site: Site, stand: Stand) -> No
     assert seen.count("status 8") >= 100
 
 
-@both
+@mostly_grpc
 def test_headers_without_an_end(site: Site, stand: Stand, transport: str) -> None:
     seen = stand("continuation", port_of(site, transport))
     assert seen.count("sent") > 100
     assert seen.count("closed") + seen.count("refused") + seen.count("status 8") >= 1
 
 
-@both
+@mostly_grpc
 def test_names_that_nobody_has_seen(site: Site, stand: Stand, transport: str) -> None:
     seen = stand("names", port_of(site, transport))
     assert seen.count("sent") > 100

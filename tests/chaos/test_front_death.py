@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.census import assert_settled, clean_server, take_census, wait_replaced
 from tests.chaos.ledger import UNAVAILABLE, Ledger, ask, ask_all, channel_to, stub_of, wait_until
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.alone]
+pytestmark = [pytest.mark.timeout(60), pytest.mark.timed]
 RESTART_SECONDS = 2.0
 
 

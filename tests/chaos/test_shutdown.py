@@ -13,7 +13,7 @@ from tests.chaos.ledger import CANCELLED, UNAVAILABLE, Entry, Ledger, ask_all, w
 from tests.chaos.models import TURNS_ENDLESS, TURNS_PER_MS
 from tests.harness import NEXUS, Server, wait_ready
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.alone]
+pytestmark = [pytest.mark.timeout(60), pytest.mark.timed]
 
 
 def serve_command(server: Server, repository: pathlib.Path) -> list[str]:

@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+import pytest
 
 from nexus_grpc.pb.nexus.v1 import traffic_pb2
 from tests.chaos.census import assert_nothing_left
 from tests.harness import running_server
 from tests.lifecycle import NAME, Admin, code_of, put, wait_for
 
-ROUNDS = 6
 KEYS = [f"customer-{number}" for number in range(300)]
 STICKY = traffic_pb2.StickyKey(header="x-customer")
 OPTIONS = ("--workers=1", "--model-control=none")
@@ -123,14 +123,15 @@ class Changes(threading.Thread):
                 raise
 
 
-def test_a_kill_at_any_moment(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("rounds", [3, pytest.param(8, marks=pytest.mark.long)])
+def test_a_kill_at_any_moment(tmp_path: pathlib.Path, rounds: int) -> None:
     repository, rng = make_repository(tmp_path), random.Random(44)
     changes: Changes | None = None
-    for number in range(ROUNDS + 1):
+    for number in range(rounds + 1):
         with running_server(tmp_path, *OPTIONS, repository=repository) as server, Admin(server.address) as admin:
             if changes is not None:
                 check_against(admin, changes)
-            if number == ROUNDS:
+            if number == rounds:
                 break
             changes = Changes(server.address, rng)
             changes.start()

@@ -28,7 +28,7 @@ from tests.chaos.ledger import (
 from tests.chaos.models import INT64_MIN, TURNS_ENDLESS, TURNS_PER_MS, add_bomb
 from tests.harness import Server
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.alone]
+pytestmark = [pytest.mark.timeout(60), pytest.mark.timed]
 RESPAWN_SECONDS = 2.0
 DEADLY_ROW = np.array([[INT64_MIN, 0, 0, -1]], np.int64)
 needs_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86 traps INT64_MIN / -1")

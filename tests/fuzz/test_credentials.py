@@ -58,7 +58,7 @@ def test_keys(text: str) -> None:
 
 
 @given(HEADERS, st.dictionaries(st.sampled_from(NAMES), JSON))
-@settings(deadline=None, max_examples=examples(500))
+@settings(deadline=None, max_examples=examples(150))
 def test_forged_tokens(header: dict[str, Any], changed: dict[str, Any]) -> None:
     hold_token(f"{part(header)}.{part({**claims(), **changed})}.{part(b'x' * 256)}")
 
@@ -181,7 +181,7 @@ def test_keys_of_a_set(changed: dict[str, Any]) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["issuer", "certificate", "x"]), JSON | st.lists(st.dictionaries(TEXTS, JSON))))
-@settings(deadline=None, max_examples=examples(300))
+@settings(deadline=None, max_examples=examples(100))
 def test_the_issuers_file(document: dict[str, Any]) -> None:
     with contextlib.suppress(InvalidInput):
         parse_trust(document, HERE)
@@ -194,7 +194,7 @@ ISSUER_NAMES = (
 
 
 @given(st.dictionaries(st.sampled_from(ISSUER_NAMES), JSON))
-@settings(deadline=None, max_examples=examples(400))
+@settings(deadline=None, max_examples=examples(150))
 def test_one_issuer(changed: dict[str, Any]) -> None:
     table = {"issuer": "a", "audience": "b", "algorithms": ["RS256"], "jwks_file": "k", **changed}
     with contextlib.suppress(InvalidInput):

@@ -174,7 +174,7 @@ def test_deadline_in_the_queue(client: Client, server: Server) -> None:
     assert time.monotonic() - started < 8
 
 
-@pytest.mark.alone
+@pytest.mark.timed
 def test_the_servers_own_words_for_a_passed_deadline(client: Client, server: Server) -> None:
     """`timeout` in the request is the server's to enforce, so the answer comes from there, with details."""
     busy = client.infer.multicallable.future(slow_request(1), timeout=20)

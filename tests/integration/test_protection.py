@@ -21,7 +21,7 @@ from tests.integration import graphs
 from tests.integration.client import OIP, Client, raw_request
 from tests.integration.rest import get, post
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.timed
 OPEN_SECONDS = 4.0
 FAILING, WELL = [[3.0, 0.0]], [[4.0, 0.0]]
 

@@ -24,7 +24,7 @@ from tests.integration.rest import IRIS, TIMEOUT_S, assert_error, get, post
 from tests.redis import PASSWORD, Redis, running_redis
 
 PER_MINUTE, BURST = 600, 20
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.timed
 CONNECTIONS = 16
 # Between two requests of a connection: all of them together ask for a hundred times the rate.
 PAUSE_S = 0.01

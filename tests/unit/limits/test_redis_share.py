@@ -17,7 +17,7 @@ from tests.harness import free_port
 from tests.redis import PASSWORD, Redis, running_redis
 from tests.unit.support import ROOT
 
-pytestmark = [pytest.mark.timeout(90), pytest.mark.alone]
+pytestmark = [pytest.mark.timeout(90), pytest.mark.timed]
 
 # argv: URL, servers to wait for, requests per minute, burst, when to begin and to end (CLOCK_MONOTONIC, ns), names.
 # Prints what it took of each, the times at which Redis came and went, its longest turn, and how long the machine kept
@@ -128,7 +128,10 @@ def started(url: str) -> Iterator[tuple[RedisShare, list[tuple[bool, str]]]]:
         share.close()
 
 
-@pytest.mark.parametrize(("per_minute", "burst"), [(6000.0, 20), (60_000.0, 100), (600.0, 40)])
+@pytest.mark.parametrize(
+    ("per_minute", "burst"),
+    [(6000.0, 20), *(pytest.param(*more, marks=pytest.mark.long) for more in ((60_000.0, 100), (600.0, 40)))],
+)
 def test_two_servers_share_one_limit_exactly(per_minute: float, burst: int, redis: Redis) -> None:
     servers = Servers(redis, per_minute, burst, 4.0, f"a{per_minute},b{per_minute}")
     totals = list(map(sum, zip(*(taken for taken, _, _ in servers.results()), strict=True)))
