@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import http.client
 import os
 import pathlib
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -27,17 +29,23 @@ CI = os.environ.get("CI") == "true"
 
 
 def _candidates() -> Iterator[int]:
-    """Ports for this process alone, over and over: test processes that run side by side have a range each, below those
-    that the kernel gives to outgoing connections.
+    """Ports for this process alone, over and over: test processes that run side by side, of other runs too, have a
+    range each, below those that the kernel gives to outgoing connections.
     """
-    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    first = PORTS.start + PORTS_PER_PROCESS * (number % (len(PORTS) // PORTS_PER_PROCESS))
-    while True:
-        yield from range(first, first + PORTS_PER_PROCESS)
+    for first in range(PORTS.start, PORTS.stop, PORTS_PER_PROCESS):
+        claim = open(pathlib.Path(tempfile.gettempdir()) / f"nexus-test-ports-{first}", "w")  # noqa: SIM115
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            claim.close()
+            continue
+        while True:  # and keeps the claim open
+            yield from range(first, first + PORTS_PER_PROCESS)
+    raise AssertionError(f"more than {len(PORTS) // PORTS_PER_PROCESS} test processes at once")
 
 
 PORTS = range(10_000, 32_000)
-PORTS_PER_PROCESS = 2_000
+PORTS_PER_PROCESS = 1_000
 _ports = _candidates()
 
 

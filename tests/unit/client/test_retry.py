@@ -14,7 +14,7 @@ from nexus_grpc.client.retry import NO_RETRY, Attempts
 from tests.harness import free_port
 from tests.unit.client.scripted import Ask, Refuse, ScriptedServer, Sleep
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.timed]
 UNAVAILABLE = Refuse(grpc.StatusCode.UNAVAILABLE)
 RETRIED = {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
 QUICK = Retry(wait_initial_s=0.01, wait_max_s=0.02)
