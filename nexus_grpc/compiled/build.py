@@ -37,7 +37,6 @@ PR_SET_PDEATHSIG = 1
 SAID_MAX = 300
 # Types are checked by `make check`; here they only guide what is made of them.
 MYPY_OPTIONS = ["--config-file=", "--ignore-missing-imports"]
-POLL_SECONDS = 0.1
 
 
 class Failed(Exception):

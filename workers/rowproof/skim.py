@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 from onnx import ModelProto
 
+from nexus_grpc.ipc.wire import varint
+
 # No tensor or attribute that says something about shapes is as large.
 SMALL_BYTES = 1 << 16
 # A model that is larger than this without its weights is not one that people make.
@@ -68,9 +70,9 @@ def _kept(kind: str, view: memoryview) -> Iterator[bytes]:
             continue
         if number in inside and len(value) > SMALL_BYTES:
             content = b"".join(_kept(inside[number], value))
-            yield key + _varint(len(content)) + content
+            yield key + varint(len(content)) + content
         elif key[0] & 7 == _BYTES:
-            yield key + _varint(len(value)) + bytes(value)
+            yield key + varint(len(value)) + bytes(value)
         else:
             yield key + bytes(value)
 
@@ -108,12 +110,3 @@ def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
         shift += 7
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 127:
-        encoded.append(value & 127 | 128)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
