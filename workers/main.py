@@ -37,6 +37,8 @@ def main() -> None:
         threading.Thread(target=_leave_with_supervisor, args=(work,), daemon=True, name=name).start()
     settle_memory()
     worker.run()
+    # A loader may be inside ONNX Runtime just now; the interpreter's exit under its feet would abort the process.
+    os._exit(0)
 
 
 def _leave_with_supervisor(work: Callable[[], None]) -> None:
