@@ -44,9 +44,13 @@ def unknown_model(shown: str, meant: str) -> UnknownModel:
     Args:
         meant: the model that was probably meant; left out where the caller may not use it.
     """
+    return hinted(UnknownModel(f"Request for unknown model: {shown} is not found", meant=meant))
+
+
+def hinted(error: UnknownModel) -> UnknownModel:
+    """The error as this caller may see it: without the model that was meant, if it is none of theirs."""
     identity = _CALLER.get()
-    may_know = identity is None or identity.may_use(meant)
-    return UnknownModel(f"Request for unknown model: {shown} is not found", meant=meant if may_know else "")
+    return error if identity is None or identity.may_use(error.meant) else error.unhinted()
 
 
 def check_named(model: str) -> None:

@@ -2,7 +2,7 @@
 
 front → supervisor   call      id, operation, arguments (the request message as JSON), actor
 supervisor → front   returned  id, result (the answer's message as JSON)
-                     raised    id, code, message, reason, field
+                     raised    id, code, message, reason, field, meant (of a model that is not there)
 """
 
 import itertools
@@ -17,10 +17,19 @@ from google.protobuf import json_format, message_factory
 from google.protobuf.message import Message
 
 from nexus_grpc.access.call import caller_address
-from nexus_grpc.front.caller import caller_name
+from nexus_grpc.front.caller import caller_name, hinted
 from nexus_grpc.ipc import control
 from nexus_grpc.ipc.control import ChannelClosed
-from nexus_grpc.ipc.errors import Code, DeadlinePassed, InvalidInput, ModelUnavailable, NexusError, Overloaded, TooLarge
+from nexus_grpc.ipc.errors import (
+    Code,
+    DeadlinePassed,
+    InvalidInput,
+    ModelUnavailable,
+    NexusError,
+    Overloaded,
+    TooLarge,
+    UnknownModel,
+)
 
 # (operation, arguments, actor, timeout in seconds) → the result. Raises NexusError.
 Supervised = Callable[[str, dict[str, Any], str, float], dict[str, Any]]
@@ -131,7 +140,8 @@ def error_of(message: control.Message) -> NexusError:
     kind = _BY_REASON.get(reason)
     if kind is None or kind.code != code:
         kind = _BY_CODE.get(code, NexusError)
-    error = kind(message["message"], reason=reason, field=message.get("field", ""))
+    meant = {"meant": message["meant"]} if message.get("meant") else {}
+    error = kind(message["message"], reason=reason, field=message.get("field", ""), **meant)
     error.code = code
     return error
 
@@ -144,7 +154,10 @@ def forwarded(supervised: Supervised, operation: str, request: Message, caller: 
     if request.ByteSize() > REQUEST_BYTES_MAX:
         raise TooLarge(f"the request has {request.ByteSize()} bytes; expected at most {REQUEST_BYTES_MAX}")
     _check_values(request)
-    return supervised(operation, json_of(request), caller.actor, caller.timeout_s)
+    try:
+        return supervised(operation, json_of(request), caller.actor, caller.timeout_s)
+    except UnknownModel as error:
+        raise hinted(error) from None
 
 
 def forward(supervised: Supervised, method: Any, request: Message, caller: Caller) -> Message:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nexus_grpc import logs
-from nexus_grpc.ipc.errors import NexusError, StorageFailed, UnknownModel
+from nexus_grpc.ipc.errors import NexusError, StorageFailed
 from nexus_grpc.ipc.model_names import is_model_name
 from nexus_grpc.registry.records import Change, ModelRow, VersionRow
 from nexus_grpc.registry.store import Registry, now_text
@@ -190,7 +190,7 @@ class Lifecycle:
         """For looking at it. Raises UnknownModel."""
         state = self.states.get(name)
         if state is None or not state.is_known:
-            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+            raise self.looks.unknown(name)
         return state
 
     @contextlib.asynccontextmanager
@@ -201,7 +201,7 @@ class Lifecycle:
             new: it need not be known yet.
         """
         if not (is_model_name(name) if new else name in self.states):
-            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+            raise self.looks.unknown(name)
         state = self._state(name)
         with self._in_use(state):
             async with state.lock:

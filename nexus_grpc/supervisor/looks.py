@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nexus_grpc import logs
+from nexus_grpc.ipc.errors import UnknownModel
+from nexus_grpc.ipc.similar import Similar
 from nexus_grpc.repository import Contents, read_repository
 from nexus_grpc.supervisor.model_state import ModelState
 from nexus_grpc.supervisor.name_claims import NameClaims
@@ -26,9 +28,19 @@ class Looks:
         self._noted = Said()
         self._log = logs.logger()
         self.names = NameClaims(self._known)
+        # Made anew when the names are others: asking for wrong names costs little, however often.
+        self._similar: tuple[set[str], Similar] = (set(), Similar(()))
 
     def _known(self) -> set[str]:
         return {state.name for state in self._states.values() if state.is_known}
+
+    def unknown(self, name: str) -> UnknownModel:
+        """The error for a name that no model has, with the model that was probably meant."""
+        known = self._known()
+        if known != self._similar[0]:
+            self._similar = known, Similar(known)
+        meant = "" if name in known else self._similar[1].to(name)
+        return UnknownModel(f"Request for unknown model: '{name}' is not found", meant=meant)
 
     async def look(self) -> Contents:
         """What is there now. Raises ConfigurationError when the repository cannot be read at all."""

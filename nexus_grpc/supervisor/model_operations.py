@@ -60,7 +60,7 @@ class ModelOperations:
             if skipped:
                 raise ModelNotServable(f"the folder {state.name} of the repository is no model: {skipped}")
             if not known_before:
-                raise UnknownModel(f"Request for unknown model: '{state.name}' is not found")
+                raise self._lifecycle.looks.unknown(state.name)
             raise UnknownModel(f"model '{state.name}' is not in the repository")
         if state.entry.error and not state.present:
             raise ModelNotServable(f"model '{state.name}': {state.entry.error}")
@@ -108,7 +108,7 @@ class ModelOperations:
     def _check_unused(self, state: ModelState, number: int, verb: str) -> None:
         """A version that takes traffic is protected. Raises StateConflict or UnknownModel."""
         if number not in state.present and number not in state.rows:
-            raise UnknownModel(f"model '{state.name}' has no version {number}")
+            raise state.unknown_version(number)
         used = set(policy.versions(state.traffic)) | {self._lifecycle.serving(state)}
         if number in used:
             raise StateConflict(
@@ -255,7 +255,7 @@ class ModelOperations:
     def _updated_version(self, state: ModelState, arguments: Arguments, actor: str) -> VersionRow:
         number = state.number_of(arguments["version"])
         if number not in state.rows and number not in state.present:
-            raise UnknownModel(f"model '{state.name}' has no version {number}")
+            raise state.unknown_version(number)
         known = self._row(state, number, actor)
         stage = arguments["stage"] or known.stage
         _check_stage(stage)

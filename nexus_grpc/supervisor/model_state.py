@@ -66,10 +66,14 @@ class ModelState:
         for present in self.entry.present if self.entry is not None else ():
             if present.version == number:
                 return str(present.path.resolve())
-        raise UnknownModel(f"model '{self.name}' has no version {number}; {self._known()}")
+        raise self.unknown_version(number)
+
+    def unknown_version(self, number: int) -> UnknownModel:
+        """The error for a version that is not there."""
+        return UnknownModel(f"model '{self.name}' has no version {number}; {self._known()}")
 
     def _known(self) -> str:
-        numbers = ", ".join(str(each.version) for each in (self.entry.present if self.entry is not None else ()))
+        numbers = ", ".join(str(number) for number in sorted(self.present))
         return f"there is: {numbers or 'none'}"
 
     @property

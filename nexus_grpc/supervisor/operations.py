@@ -6,7 +6,7 @@ from typing import Any
 
 from nexus_grpc import logs
 from nexus_grpc.ipc.control import Message
-from nexus_grpc.ipc.errors import Code, ModelUnavailable, NexusError
+from nexus_grpc.ipc.errors import Code, ModelUnavailable, NexusError, UnknownModel
 from nexus_grpc.supervisor.model_operations import ModelOperations
 from nexus_grpc.supervisor.poll import Poll
 from nexus_grpc.supervisor.traffic_operations import TrafficOperations
@@ -90,6 +90,10 @@ class Calls:
 
 
 def _raised(number: int, error: NexusError) -> Message:
+    meant = ""
+    if isinstance(error, UnknownModel):
+        # Apart: the front knows whether the caller may be told.
+        error, meant = error.unhinted(), error.meant
     return {
         "type": "raised",
         "id": number,
@@ -97,4 +101,5 @@ def _raised(number: int, error: NexusError) -> Message:
         "message": error.message,
         "reason": error.reason,
         "field": error.field,
+        "meant": meant,
     }

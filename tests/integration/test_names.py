@@ -56,6 +56,33 @@ def test_a_wrong_name_is_told_the_right_one(site: Site) -> None:
     assert said == ["Request for unknown model: 'nothing-like-it' is not found"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/models/bertbase/load", {}),
+        ("/v1/models/bertbase/unload", {}),
+        ("/v1/models/bertbase/activate", {"version": "3"}),
+        ("/v1/models/bertbase/rollback", {}),
+        ("/admin/reload", {"model": "bertbase"}),
+        ("/admin/ab/setup", {"model": "bertbase", "candidate_version": "4", "percent": 5}),
+        ("/admin/ab/split", {"model": "bertbase", "percent": 5}),
+        ("/v1/models/bertbase", None),
+        ("/v1/models/bertbase/history", None),
+        ("/admin/ab/status?model=bertbase", None),
+    ],
+)
+def test_what_is_done_to_a_wrong_name_is_told_the_right_one(site: Site, path: str, body: dict[str, str] | None) -> None:
+    answer = get(site.port, path) if body is None else post(site.port, path, body)
+    assert answer.status == 404
+    assert answer.message == f"Request for unknown model: 'bertbase' is not found; did you mean '{BERT}'?"
+
+
+def test_a_version_that_is_not_there_is_told_those_that_are(site: Site) -> None:
+    for verb in ("load", "unload", "activate"):
+        answer = post(site.port, f"/v1/models/{BERT}/{verb}", {"version": "9"})
+        assert (answer.status, answer.message) == (404, f"model '{BERT}' has no version 9; there is: 3")
+
+
 def test_an_upload_whose_name_differs_by_case_only_is_refused(site: Site) -> None:
     with site.unchanged():
         by_grpc = site.refused_by_grpc(messages(times(5), id="Times"))

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from nexus_grpc.access.identity import Identity, Scope
 from nexus_grpc.front import supervised
+from nexus_grpc.front.caller import calling
 from nexus_grpc.front.supervised import Caller, SupervisedCalls, caller_of, error_of, forward, forwarded
 from nexus_grpc.ipc.control import ChannelClosed, ControlChannel
 from nexus_grpc.ipc.errors import (
@@ -256,3 +258,17 @@ def test_the_actor_is_the_clients_address(peer: str, metadata: tuple[tuple[str, 
 )
 def test_a_call_waits_as_long_as_its_client(remaining: float | None, timeout_s: float) -> None:
     assert caller_of(Call("ipv4:1.2.3.4:5", remaining), "rest").timeout_s == timeout_s
+
+
+@pytest.mark.parametrize(("models", "shown"), [(("*",), True), (("churn", "churn2"), True), (("churn2",), False)])
+def test_the_model_that_was_meant_is_named_to_those_who_may_use_it(
+    ends: Ends, models: tuple[str, ...], shown: bool
+) -> None:
+    missing = UnknownModel("there is no 'churn2'", meant="churn")
+
+    def refused(operation: str, arguments: Any, actor: str, timeout_s: float) -> dict[str, Any]:
+        raise error_of(raised_message(1, missing))
+
+    with calling(Identity("key:5f", Scope.ADMIN, models)), pytest.raises(UnknownModel) as caught:
+        forwarded(refused, "Models.Unload", models_pb2.UnloadModelRequest(id="churn2"), Caller("test"))
+    assert caught.value.message == "there is no 'churn2'" + ("; did you mean 'churn'?" if shown else "")
