@@ -42,7 +42,7 @@ FORM_TYPE = "multipart/form-data"
 PACKAGES = ("nexus.v1.", "google.protobuf.")
 METHODS = ("get", "post", "put", "patch", "delete")
 # Whose operations change the server, where they are no GETs.
-CHANGING_TAGS = {"Models", "Traffic", "System"}
+CHANGING_TAGS = {"Keys", "Models", "Traffic", "System"}
 
 Document = dict[str, Any]
 

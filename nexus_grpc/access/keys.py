@@ -8,6 +8,7 @@ guessing is hopeless at any speed, and a slow hash would be paid by every reques
 """
 
 import dataclasses
+import datetime
 import hashlib
 import hmac
 import math
@@ -30,6 +31,7 @@ KEY_CHARACTERS = len(PREFIX) + ID_CHARACTERS + 1 + SECRET_CHARACTERS
 DIGEST_BYTES = hashlib.sha256().digest_size
 PRIORITY_MAX = 9
 PRIORITY_DEFAULT = 5
+DEFAULT_SCOPES = Scope.PREDICT | Scope.READ
 NAME_CHARACTERS_MAX = 64
 MODELS_MAX = 64
 PATTERN_CHARACTERS_MAX = model_names.CHARACTERS_MAX
@@ -64,7 +66,7 @@ class ApiKey:
     id: str
     name: str
     digest: bytes = dataclasses.field(repr=False)
-    scopes: Scope = Scope.PREDICT | Scope.READ
+    scopes: Scope = DEFAULT_SCOPES
     models: tuple[str, ...] = ALL_MODELS
     rate_per_minute: float = 0.0
     burst: int = 0
@@ -106,6 +108,18 @@ class ApiKey:
             "scopes": list(scope_names(self.scopes)),
             "models": list(self.models),
         }
+
+    def shown(self, now: float) -> dict[str, Any]:
+        """What people may see, as JSON: not the digest; times as RFC 3339, None for never.
+
+        Args:
+            now: seconds since 1970.
+        """
+        content = self.to_json()
+        del content["digest"]
+        for name in ("created_at", "expires_at", "last_used_at", "revoked_at"):
+            content[name] = None if content[name] is None else _time_text(content[name])
+        return {**content, "state": self.state(now)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "ApiKey":
@@ -237,3 +251,13 @@ def _check(key: ApiKey, now: float) -> None:
     check_limits(key.rate_per_minute, key.burst, key.priority)
     if key.expires_at is not None and not now < key.expires_at < math.inf:
         raise InvalidInput("the key would have expired already; expected a time to come", field="expires")
+
+
+def _time_text(seconds: float) -> str:
+    """RFC 3339, UTC, to the second."""
+    try:
+        at = datetime.datetime.fromtimestamp(int(seconds), datetime.UTC)
+    except (ValueError, OverflowError, OSError):
+        # Further away than the calendar goes.
+        return "never"
+    return at.isoformat().replace("+00:00", "Z")

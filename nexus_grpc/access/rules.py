@@ -4,6 +4,8 @@ What is not in it is refused. REST requests arrive as calls of a method's twin (
 for /nexus.v1.Models/Load) and take the rule of the method: there is no second rule to forget.
 """
 
+from collections.abc import Iterable
+
 from nexus_grpc.access.identity import SCOPE_NAMES, Identity, Scope
 from nexus_grpc.ipc.errors import PermissionDenied
 
@@ -74,6 +76,12 @@ _RULES: dict[str, dict[str, Scope]] = {
         "Version": Scope.READ,
         "Reload": Scope.ADMIN,
     },
+    "nexus.v1.Keys": {
+        "Create": Scope.ADMIN,
+        # Not READ: it tells who else there is, and with which rights.
+        "List": Scope.ADMIN,
+        "Revoke": Scope.ADMIN,
+    },
     # REST forms without a gRPC method of their own (proto/nexus/v1/rest.proto).
     "nexus.v1.Rest": {
         "ApiPredict": Scope.PREDICT,
@@ -91,6 +99,8 @@ _RULES: dict[str, dict[str, Scope]] = {
     "grpc.reflection.v1.ServerReflection": {"ServerReflectionInfo": Scope.READ},
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": Scope.READ},
 }
+# What they do concerns all models: a credential for some is not enough, whatever its scopes.
+FOR_ALL_MODELS = frozenset({"nexus.v1.Keys"})
 # The metrics port's paths, which are no gRPC methods.
 _PATHS = {"/metrics": Scope.READ, "/metrics/json": Scope.READ}
 
@@ -134,6 +144,21 @@ def check_scope(identity: Identity, scope: Scope) -> None:
         names = " or ".join(name for name, each in SCOPE_NAMES.items() if each in scope)
         raise PermissionDenied(
             f"{identity.name} lacks the scope {names}; use a credential that has it", reason="SCOPE_MISSING"
+        )
+
+
+def check_granted(identity: Identity, names: Iterable[str]) -> None:
+    """Raises PermissionDenied if a caller would give away scopes that it has not itself.
+
+    Args:
+        names: of scopes; what is none is for others to refuse.
+    """
+    lacking = sorted(name for name in names if name in SCOPE_NAMES and SCOPE_NAMES[name] not in identity.scopes)
+    if lacking:
+        raise PermissionDenied(
+            f"{identity.name} lacks the scope {' and '.join(lacking)}, and can give none that it lacks: leave it out,"
+            " or use a credential that has it",
+            reason="SCOPE_MISSING",
         )
 
 

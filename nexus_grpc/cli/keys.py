@@ -1,29 +1,23 @@
-"""`nexus keys`: API keys, in the registry itself, whether a server runs or not. A running one follows at once."""
+"""`nexus keys`: API keys, in the registry itself, whether a server runs or not, or by asking a running server."""
 
-import contextlib
-import datetime
-import os
-import pwd
 import re
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nexus_grpc.cli.arguments import parse_duration
+from nexus_grpc.cli.credentials import RemoteTyper
+from nexus_grpc.cli.key_places import keys_at
 from nexus_grpc.cli.output import fail, print_json, print_table
 from nexus_grpc.cli.remote import AsJson
 
 if TYPE_CHECKING:
-    from nexus_grpc.access.identity import Scope
-    from nexus_grpc.access.keys import ApiKey
-    from nexus_grpc.registry.store import Registry
+    from nexus_grpc.cli.key_places import Shown
 
-app = typer.Typer(
+app = RemoteTyper(
     help="Make, list and revoke API keys. They are in the server's registry: run this where the server runs, or name"
-    " its --registry-url.",
+    " its --registry-url; or ask a running server, by --address and an admin's key in NEXUS_API_KEY. Each command says"
+    " which it works on.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -39,6 +33,15 @@ RegistryUrl = Annotated[
     typer.Option("--registry-url", metavar="URL", help="The registry in PostgreSQL. (NEXUS_REGISTRY_URL)"),
 ]
 Config = Annotated[str | None, typer.Option("--config", metavar="FILE", help="TOML file with settings. (NEXUS_CONFIG)")]
+ServerAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="A running server's gRPC port, instead of the registry. Needs a credential with the scope admin in"
+        " NEXUS_API_KEY or NEXUS_TOKEN. (NEXUS_ADDRESS, where there is one)",
+    ),
+]
 
 
 @app.command("create")
@@ -65,9 +68,13 @@ def create(
     expires: Annotated[
         str, typer.Option("--expires", metavar="DURATION", help="When it ends, from now: 90d, 12h. Never if left out.")
     ] = "",
+    make_registry: Annotated[
+        bool, typer.Option("--make-registry", help="Make the registry if there is none: for a server yet to start.")
+    ] = False,
     data_dir: DataDir = None,
     registry_url: RegistryUrl = None,
     config: Config = None,
+    address: ServerAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key, and print it: once.
@@ -80,45 +87,43 @@ def create(
 
     Callers send it as `authorization: Bearer KEY` or `x-api-key: KEY`. Only its hash is kept.
     """
-    from nexus_grpc.access.keys import new_key
-
-    now = time.time()
-    attributes: dict[str, Any] = {
-        "scopes": _parse_scopes(scopes),
-        "rate_per_minute": parse_rate(rate) if rate else 0.0,
-        "burst": burst,
-        "priority": priority,
-        "expires_at": now + parse_duration(expires) if expires else None,
-        "created_by": _actor(),
-    }
+    attributes: dict[str, Any] = {"scopes": _parse_scopes(scopes), "burst": burst, "priority": priority}
     if model:
-        attributes["models"] = tuple(model)
-    with _registry(data_dir, registry_url, config, makes=True) as registry:
-        text, key = new_key(name, now, **attributes)
-        registry.add_key(key)
+        attributes["models"] = model
+    if rate:
+        attributes["rate_per_minute"] = parse_rate(rate)
+    if expires:
+        attributes["expires_in_seconds"] = parse_duration(expires)
+    with keys_at(data_dir, registry_url, config, address, makes=make_registry) as place:
+        text, key = place.create(name, attributes)
     if as_json:
-        print_json({"key": text, **_shown(key, now)})
+        print_json({"key": text, **key})
     else:
         typer.echo(text)
-        typer.echo(
-            f"This is the key {key.name!r} (id {key.id}). Keep it now: only its hash is stored, it is not shown again.",
-            err=True,
-        )
+    typer.echo(
+        f"This is the key {key['name']!r} (id {key['id']}) of {place.text}. Keep it now: only its hash is stored, it is"
+        " not shown again.",
+        err=True,
+    )
 
 
 @app.command("list")
 def list_keys(
-    data_dir: DataDir = None, registry_url: RegistryUrl = None, config: Config = None, as_json: AsJson = False
+    data_dir: DataDir = None,
+    registry_url: RegistryUrl = None,
+    config: Config = None,
+    address: ServerAddress = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the keys, without their secrets. Revoked ones stay in the list."""
-    now = time.time()
-    with _registry(data_dir, registry_url, config) as registry:
-        shown = [_shown(key, now) for key in registry.list_keys()]
+    with keys_at(data_dir, registry_url, config, address) as place:
+        keys = place.list()
+    typer.echo(f"Keys of {place.text}:", err=True)
     if as_json:
-        print_json({"keys": shown})
-    elif shown:
+        print_json({"keys": keys})
+    elif keys:
         columns = ("id", "name", "scopes", "models", "rate", "expires", "last used", "state")
-        print_table(columns, [_cells(each) for each in shown])
+        print_table(columns, [_cells(each) for each in keys])
     else:
         typer.echo("There are no API keys. Make one: nexus keys create NAME")
 
@@ -130,6 +135,7 @@ def revoke(
     data_dir: DataDir = None,
     registry_url: RegistryUrl = None,
     config: Config = None,
+    address: ServerAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Revoke a key, for good. A running server refuses it within a second.
@@ -138,55 +144,26 @@ def revoke(
 
     nexus keys revoke 3f9a1c0b77de --yes
     """
-    from nexus_grpc.registry.api_keys import find_key
-
-    with _registry(data_dir, registry_url, config) as registry:
-        found = find_key(registry.list_keys(), key)
+    with keys_at(data_dir, registry_url, config, address) as place:
+        found = _find(place.list(), key)
         if not yes:
-            typer.confirm(f"Revoke the key {found.name!r} (id {found.id})?", abort=True, err=True)
-        now = time.time()
-        revoked = registry.revoke_key(found.id, _actor(), now)
+            question = f"Revoke the key {found['name']!r} (id {found['id']}) of {place.text}?"
+            typer.confirm(question, abort=True, err=True)
+        revoked = place.revoke(found["id"])
     if as_json:
-        print_json(_shown(revoked, now))
+        print_json(revoked)
     else:
-        typer.echo(f"revoked {revoked.id} ({revoked.name})")
+        typer.echo(f"revoked {revoked['id']} ({revoked['name']})")
+        typer.echo(f"It was a key of {place.text}.", err=True)
 
 
-@contextlib.contextmanager
-def _registry(
-    data_dir: str | None, registry_url: str | None, config: str | None, *, makes: bool = False
-) -> "Iterator[Registry]":
-    """The registry that the settings mean; errors end the command.
-
-    Args:
-        makes: make one if there is none: keys may be made before the server's first start.
-    """
-    from nexus_grpc.configuration import ConfigurationError
-    from nexus_grpc.ipc.errors import NexusError
-    from nexus_grpc.registry.open import open_registry
-    from nexus_grpc.settings import EXIT_CONFIGURATION, load_settings
-
-    try:
-        settings = load_settings({"data_dir": data_dir, "registry_url": registry_url, "config": config})
-    except ConfigurationError as error:
-        fail(error.message, EXIT_CONFIGURATION)
-    if not makes and not settings.registry_url:
-        _expect_file(settings.data_dir)
-    try:
-        with contextlib.closing(
-            open_registry(settings.registry_url, settings.data_dir, keeps_snapshot=False)
-        ) as registry:
-            yield registry
-    except NexusError as error:
-        fail(error.message)
-
-
-def _expect_file(folder: Path) -> None:
-    from nexus_grpc.registry.sqlite import FILE
-
-    if not (folder / FILE).exists():
-        # Opening would make an empty one, and the answer would be about that.
-        fail(f"there is no registry in {folder.resolve()}; name the server's data folder with --data-dir")
+def _find(keys: "list[Shown]", wanted: str) -> "Shown":
+    """By id, or by name among those that are not revoked; else the command ends."""
+    for key in keys:
+        if key["id"] == wanted or (key["name"] == wanted and key["revoked_at"] is None):
+            return key
+    # Not a word of it: people paste the key itself here.
+    fail("there is no API key of that id or name; `nexus keys list` shows them")
 
 
 def parse_rate(text: str) -> float:
@@ -201,30 +178,13 @@ def parse_rate(text: str) -> float:
     return float(found[1]) * _PER_MINUTE[found[2][0]]
 
 
-def _parse_scopes(text: str) -> "Scope":
-    from nexus_grpc.access.keys import scopes_of
+def _parse_scopes(text: str) -> list[str]:
+    from nexus_grpc.access.keys import scope_names, scopes_of
 
     try:
-        return scopes_of([name.strip() for name in text.split(",")])
+        return list(scope_names(scopes_of([name.strip() for name in text.split(",")])))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--scopes") from None
-
-
-def _actor() -> str:
-    """For the audit log: who runs this command on this machine."""
-    try:
-        return f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
-    except KeyError:
-        return f"cli:{os.getuid()}"
-
-
-def _shown(key: "ApiKey", now: float) -> dict[str, Any]:
-    """What people may see of a key: not its digest."""
-    content = key.to_json()
-    del content["digest"]
-    for name in ("created_at", "expires_at", "last_used_at", "revoked_at"):
-        content[name] = None if content[name] is None else _time_text(content[name])
-    return {**content, "state": key.state(now)}
 
 
 def _cells(shown: dict[str, Any]) -> tuple[object, ...]:
@@ -238,13 +198,3 @@ def _cells(shown: dict[str, Any]) -> tuple[object, ...]:
         shown["last_used_at"] or "never",
         shown["state"],
     )
-
-
-def _time_text(seconds: float) -> str:
-    """RFC 3339, UTC, to the second."""
-    try:
-        at = datetime.datetime.fromtimestamp(int(seconds), datetime.UTC)
-    except (ValueError, OverflowError, OSError):
-        # Further away than the calendar goes.
-        return "never"
-    return at.isoformat().replace("+00:00", "Z")

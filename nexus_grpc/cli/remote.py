@@ -124,6 +124,7 @@ def describe(error: "grpc.RpcError", address: str) -> str:
         return f"no server at {address}: start one with `make serve` or `nexus serve`"
     # One line, whatever the server wrote.
     line = f"{code.name if code is not None else 'UNKNOWN'}: {' '.join(details.split())}"
-    if code == grpc.StatusCode.UNAUTHENTICATED and not has_credential():
+    refused = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+    if code in refused and not has_credential():
         line += f" (this command sends the one in {API_KEY_VARIABLE} or {TOKEN_VARIABLE}; neither is set)"
     return line

@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from nexus_grpc.access.identity import ALL_MODELS, Identity, Scope
-from nexus_grpc.access.rules import check_model, required
+from nexus_grpc.access.rules import FOR_ALL_MODELS, check_model, required
 from nexus_grpc.ipc.errors import PermissionDenied, UnknownModel
 
 # None: the server asks for no credentials.
@@ -30,6 +30,11 @@ def calling(identity: Identity) -> Iterator[None]:
         yield
     finally:
         _CALLER.reset(token)
+
+
+def caller_identity() -> Identity | None:
+    """Who calls; None when nobody asked."""
+    return _CALLER.get()
 
 
 def caller_name() -> str:
@@ -69,6 +74,11 @@ def check_request(request: Message, method: Any) -> None:
     identity = _CALLER.get()
     if identity is None or identity.models == ALL_MODELS:
         return
+    if method.containing_service.full_name in FOR_ALL_MODELS:
+        raise PermissionDenied(
+            f"{identity.name} may not use all models, and this concerns them all: use a credential for all",
+            reason="MODEL_DENIED",
+        )
     field = _first(request.DESCRIPTOR, _MODEL_FIELDS)
     if field is None:
         return

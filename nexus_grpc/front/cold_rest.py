@@ -18,6 +18,7 @@ from nexus_grpc.front.catalogue import Catalogue
 from nexus_grpc.front.cold_methods import EXTENSIONS, Service
 from nexus_grpc.front.hot_methods import HTTP_STATUS_KEY, PATHS, REQUEST_ID_KEY, request_id_of
 from nexus_grpc.front.json_requests import read_request
+from nexus_grpc.front.keys_service import KeysService
 from nexus_grpc.front.model_services import SERVER_NAME, ModelsService, SystemService, server_version
 from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.supervised import Caller, caller_of, json_of
@@ -25,14 +26,14 @@ from nexus_grpc.front.traffic_service import TrafficService
 from nexus_grpc.ipc.errors import InferenceFailed, InvalidInput, NexusError
 from nexus_grpc.ipc.rich_errors import status_bytes
 from nexus_grpc.ipc.wire import HTTP_BODY_DATA, WireError, fields, json_body
-from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2, traffic_pb2
+from nexus_grpc.pb.nexus.v1 import keys_pb2, models_pb2, system_pb2, traffic_pb2
 from nexus_grpc.rest.errors import error_body, http_status
 from nexus_grpc.rest.http_rules import HttpMethod, http_methods
 from nexus_grpc.rest.twin import BODY_FIELD, SERVICE, path_of
 
 PLATFORM = "onnxruntime_onnx"
 # Twin → the status of its success, where that is not 200.
-STATUS = {"ModelsRegister": 201}
+STATUS = {"ModelsRegister": 201, "KeysCreate": 201}
 
 Parameters = dict[str, str]
 # (parameters, body, caller) → what becomes JSON.
@@ -44,6 +45,7 @@ _SERVICES = tuple(
         (models_pb2.DESCRIPTOR, "Models"),
         (system_pb2.DESCRIPTOR, "System"),
         (traffic_pb2.DESCRIPTOR, "Traffic"),
+        (keys_pb2.DESCRIPTOR, "Keys"),
     )
 )
 # Twin → the method that it is the twin of.
@@ -62,12 +64,17 @@ class RestService:
     """Answers the cold twins. Each answer raises NexusError."""
 
     def __init__(
-        self, catalogue: Catalogue, models: ModelsService, system: SystemService, traffic: TrafficService
+        self,
+        catalogue: Catalogue,
+        models: ModelsService,
+        system: SystemService,
+        traffic: TrafficService,
+        keys: KeysService,
     ) -> None:
         self._catalogue = catalogue
         self._models = models
         self._system = system
-        self._services: dict[str, Service] = {"Models": models, "System": system, "Traffic": traffic}
+        self._services: dict[str, Service] = {"Models": models, "System": system, "Traffic": traffic, "Keys": keys}
 
     def answer_of(self, twin: str) -> Answer:
         """What answers a twin, by its name."""

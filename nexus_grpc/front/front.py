@@ -23,6 +23,7 @@ from nexus_grpc.front.endings import Endings
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.grpcio_contract import contract_mismatches
 from nexus_grpc.front.hot_methods import METADATA_MAX_BYTES
+from nexus_grpc.front.keys_service import KeysService
 from nexus_grpc.front.link import WorkerLink
 from nexus_grpc.front.model_services import ModelsService, SystemService
 from nexus_grpc.front.patient_pool import COLD_THREADS, PatientPool
@@ -40,7 +41,7 @@ from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.stats import FrontStats, FrontWord, open_page
 from nexus_grpc.limits.circuit import CircuitPolicy, State
 from nexus_grpc.pb.inference import grpc_service_pb2
-from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2, traffic_pb2
+from nexus_grpc.pb.nexus.v1 import keys_pb2, models_pb2, system_pb2, traffic_pb2
 
 if TYPE_CHECKING:
     from nexus_grpc.settings import Settings
@@ -120,15 +121,16 @@ class Front:
         supervised, serving, ids = self._supervised, lambda: self._serving, self._ids
         inference = InferenceService(self._catalogue, serving, supervised)
         models = ModelsService(self._catalogue, supervised, self._circuit_of)
-        traffic = TrafficService(supervised)
+        traffic, keys = TrafficService(supervised), KeysService(supervised)
         started_at_s = psutil.Process(os.getppid()).create_time()
         system = SystemService(self._catalogue, serving, lambda: len(self._workers), started_at_s, supervised)
         handlers = (
             cold_handlers(inference, grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"], ids, HOT),
             cold_handlers(models, models_pb2.DESCRIPTOR.services_by_name["Models"], ids, STREAMED),
             cold_handlers(traffic, traffic_pb2.DESCRIPTOR.services_by_name["Traffic"], ids),
+            cold_handlers(keys, keys_pb2.DESCRIPTOR.services_by_name["Keys"], ids),
             cold_handlers(system, system_pb2.DESCRIPTOR.services_by_name["System"], ids),
-            cold_rest_handlers(RestService(self._catalogue, models, system, traffic), ids),
+            cold_rest_handlers(RestService(self._catalogue, models, system, traffic, keys), ids),
             *upload_handlers(self._settings, supervised, ids),
         )
         self._stock.add_generic_rpc_handlers(handlers)

@@ -17,15 +17,16 @@ from nexus_grpc.front.catalogue import Catalogue
 from nexus_grpc.front.hot_methods import INFERENCE_SERVICE, NEXUS_SERVICE
 from nexus_grpc.pb import POOL
 from nexus_grpc.pb.inference import grpc_service_pb2  # noqa: F401  (registers itself in POOL)
-from nexus_grpc.pb.nexus.v1 import inference_pb2, models_pb2, system_pb2  # noqa: F401
+from nexus_grpc.pb.nexus.v1 import inference_pb2, keys_pb2, models_pb2, system_pb2  # noqa: F401
 
 V1 = "grpc.reflection.v1"
 V1ALPHA = "grpc.reflection.v1alpha"
 V1_SERVICE = f"{V1}.ServerReflection"
-MODELS_SERVICE, SYSTEM_SERVICE = "nexus.v1.Models", "nexus.v1.System"
+KEYS_SERVICE, MODELS_SERVICE, SYSTEM_SERVICE = "nexus.v1.Keys", "nexus.v1.Models", "nexus.v1.System"
 SERVICES = (
     INFERENCE_SERVICE,
     NEXUS_SERVICE,
+    KEYS_SERVICE,
     MODELS_SERVICE,
     SYSTEM_SERVICE,
     health.SERVICE_NAME,

@@ -50,6 +50,7 @@ class PostgresRegistry(Registry):
     Args:
         url: postgresql://…; its password is never shown.
         folder: for the snapshot; made if missing. None = no snapshot: reads fail, too, while the server is away.
+        makes: make the tables where there are none.
     """
 
     mark = "%s"
@@ -63,9 +64,10 @@ class PostgresRegistry(Registry):
         " FOR EACH STATEMENT EXECUTE FUNCTION nexus_append_only()",
     )
 
-    def __init__(self, url: str, folder: Path | None) -> None:
+    def __init__(self, url: str, folder: Path | None, *, makes: bool = True) -> None:
         self._url = url
-        self._options, self._place = _checked(url)
+        self._options, self.place = _checked(url)
+        self.makes = makes
         self._path = folder / SNAPSHOT if folder is not None else None
         self._connection: psycopg.Connection[Any] | None = None
         # Whether the present transaction's COMMIT was sent and has no answer yet.
@@ -78,7 +80,7 @@ class PostgresRegistry(Registry):
         try:
             if self._path is not None:
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                found = snapshot.load(self._path, self._place)
+                found = snapshot.load(self._path, self.place)
             self._kept = found or self._kept
             self._connected()
         except OSError as error:
@@ -187,7 +189,7 @@ class PostgresRegistry(Registry):
     def _failed(self, error: Exception) -> StorageFailed:
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
-        return StorageFailed(f"the registry at {self._place} cannot be used: {reason}", reason="REGISTRY_FAILED")
+        return StorageFailed(f"the registry at {self.place} cannot be used: {reason}", reason="REGISTRY_FAILED")
 
     # --- writing ---
 
@@ -285,7 +287,7 @@ class PostgresRegistry(Registry):
             return
         # That it cannot be written costs no change: the database has it.
         try:
-            self._kept.save(self._path, self._place)
+            self._kept.save(self._path, self.place)
         except OSError as error:
             logs.logger().warning("registry snapshot cannot be written", path=str(self._path), reason=error.strerror)
 

@@ -19,7 +19,11 @@ _BROKEN_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class SqliteRegistry(Registry):
-    """Opens the file, or makes it and the folder. Raises StorageFailed when it cannot be used."""
+    """Opens the file, or makes it and the folder. Raises StorageFailed when it cannot be used.
+
+    Args:
+        makes: make one where there is none.
+    """
 
     mark = "?"
     schema_query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'schema_version'"
@@ -32,8 +36,11 @@ class SqliteRegistry(Registry):
         f" {_ABORT}",
     )
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, makes: bool = True) -> None:
         self._path = folder / FILE
+        self.place, self.makes = str(self._path.resolve()), makes
+        if not self._path.exists():
+            self.check_makes()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _keep_private(self._path)

@@ -48,6 +48,10 @@ class Registry(abc.ABC):
     schema_query = ""
     # What keeps the audit log append-only.
     guards: tuple[str, ...] = ()
+    # Where it is, for people; without a password.
+    place = ""
+    # Whether it is made where there is none.
+    makes = True
 
     @abc.abstractmethod
     def _query(self, statement: str, values: rows.Values = ()) -> list[rows.Values]:
@@ -205,6 +209,7 @@ class Registry(abc.ABC):
     def _prepare(self, execute: Execute) -> None:
         """Make the tables that are missing. Raises ValueError for a schema that this program does not know."""
         if not execute(self.schema_query, ()):
+            self.check_makes()
             self._add_tables(execute, 0)
             for statement in self.guards:
                 execute(statement, ())
@@ -221,6 +226,11 @@ class Registry(abc.ABC):
                 f"its schema is version {number}, this server knows {SCHEMA_VERSION}; run the newer server that wrote"
                 " it, or name another registry"
             )
+
+    def check_makes(self) -> None:
+        """There is no registry yet. Raises StorageFailed if none shall be made."""
+        if not self.makes:
+            raise StorageFailed(f"there is no registry at {self.place}", reason="NO_REGISTRY")
 
     def _add_tables(self, execute: Execute, present: int) -> None:
         for version in range(present + 1, SCHEMA_VERSION + 1):

@@ -8,12 +8,13 @@ from typing import Any
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 
-from nexus_grpc.pb.nexus.v1 import inference_pb2, models_pb2, rest_pb2, system_pb2, traffic_pb2
+from nexus_grpc.pb.nexus.v1 import inference_pb2, keys_pb2, models_pb2, rest_pb2, system_pb2, traffic_pb2
 
 FILES = (
     inference_pb2.DESCRIPTOR,
     models_pb2.DESCRIPTOR,
     traffic_pb2.DESCRIPTOR,
+    keys_pb2.DESCRIPTOR,
     system_pb2.DESCRIPTOR,
     rest_pb2.DESCRIPTOR,
 )

@@ -1,6 +1,6 @@
 """The credentials that the fronts go by: read from the registry and the issuers, watched, and sent when they change.
 
-nexus keys … ──▶ registry ──(epoch, twice a second)──┐
+nexus keys … ──▶ registry ──(epoch, twice a second)──┐     and each key made or revoked is told to the log
 issuers' files and URLs ──(refresh_if_due)───────────┼──▶ message ──▶ fronts, metrics
 fronts: "credentials" (last used, unknown keys) ─────┘
 """
@@ -29,6 +29,10 @@ ISSUERS_SECONDS = 1.0
 NOTE_SECONDS = 10.0
 # How long a registry that cannot be read is left alone.
 AWAY_SECONDS = 5.0
+
+# Lines of the audit log that are looked at when the keys have changed.
+TOLD_MAX = 100
+KEY_EVENTS = {"create_key": "API key made", "revoke_key": "API key revoked"}
 
 RegistryCall = Callable[..., Awaitable[Any]]
 
@@ -62,6 +66,9 @@ class AccessKeeper:
         self._issuers = JwksSources(self._trust.issuers, report=self._report)
         self._keys: list[ApiKey] = []
         self._epoch = -1
+        # The newest line of the audit log that was looked at.
+        self._told = 0
+        self._looking = asyncio.Lock()
         # A connection of its own: it must not wait for what the other one does.
         self._watched: Registry | None = None
         self._used: dict[str, float] = {}
@@ -79,6 +86,7 @@ class AccessKeeper:
             raise ConfigurationError(error.message) from None
         self._epoch = self._registry.keys_epoch()
         self._keys = self._registry.list_keys()
+        self._told = max((row.sequence for row in self._registry.history("", 1)), default=0)
         self.gate.replace(self.message())
 
     def start(self) -> None:
@@ -118,15 +126,34 @@ class AccessKeeper:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
-                epoch = await asyncio.to_thread(self._current_epoch)
-                if epoch != self._epoch:
-                    self._keys = await self._registry_call(self._registry.list_keys)
-                    self._epoch = epoch
-                    self._send()
+                await self._look()
             except Exception as error:  # whatever it is: without watching no key would be revoked any more
                 self._log.warning("the keys cannot be read: going on with those known", reason=str(error))
                 await asyncio.to_thread(self._forget_connection)
                 await asyncio.sleep(AWAY_SECONDS)
+
+    async def look_now(self) -> None:
+        """A key was made or revoked in this process: the fronts need not wait. If it fails, the next look will do."""
+        with contextlib.suppress(NexusError):
+            await self._look()
+
+    async def _look(self) -> None:
+        async with self._looking:
+            epoch = await asyncio.to_thread(self._current_epoch)
+            if epoch == self._epoch:
+                return
+            self._keys = await self._registry_call(self._registry.list_keys)
+            self._epoch = epoch
+            self._send()
+            await self._tell()
+
+    async def _tell(self) -> None:
+        """The log says who made or revoked which key: the audit log knows, whichever process it was."""
+        rows = await self._registry_call(self._registry.history, "", TOLD_MAX)
+        told, self._told = self._told, max((row.sequence for row in rows), default=self._told)
+        for row in reversed(rows):
+            if row.sequence > told and row.action in KEY_EVENTS:
+                self._log.info(KEY_EVENTS[row.action], actor=row.actor, **row.detail)
 
     def _current_epoch(self) -> int:
         if self._watched is None:

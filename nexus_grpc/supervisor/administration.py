@@ -9,6 +9,7 @@ from nexus_grpc.access.call import Admit
 from nexus_grpc.ipc.control import Message
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor.catalogue import Version
+from nexus_grpc.supervisor.key_operations import KeyOperations
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_operations import ModelOperations
 from nexus_grpc.supervisor.operations import Calls, operations
@@ -43,7 +44,8 @@ class Administration:
         self._poll = Poll(lifecycle)
         self._traffic = TrafficOperations(lifecycle, self._statistics)
         models, uploads = ModelOperations(lifecycle), Uploads(lifecycle)
-        self.calls = Calls(operations(models, self._traffic, uploads, self._poll))
+        keys = KeyOperations(lifecycle, self.access)
+        self.calls = Calls(operations(models, self._traffic, uploads, self._poll, keys))
         self._tasks: list[asyncio.Task[None]] = []
         lifecycle.deployment.shadow_died = self._shadow_died
 

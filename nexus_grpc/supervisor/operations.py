@@ -7,6 +7,7 @@ from typing import Any
 from nexus_grpc import logs
 from nexus_grpc.ipc.control import Message
 from nexus_grpc.ipc.errors import Code, ModelUnavailable, NexusError, UnknownModel
+from nexus_grpc.supervisor.key_operations import KeyOperations
 from nexus_grpc.supervisor.model_operations import ModelOperations
 from nexus_grpc.supervisor.poll import Poll
 from nexus_grpc.supervisor.traffic_operations import TrafficOperations
@@ -17,10 +18,13 @@ Reply = Callable[[Message], None]
 
 
 def operations(
-    models: ModelOperations, traffic: TrafficOperations, uploads: Uploads, poll: Poll
+    models: ModelOperations, traffic: TrafficOperations, uploads: Uploads, poll: Poll, keys: KeyOperations
 ) -> dict[str, Operation]:
     """By name: Service.Method."""
     return {
+        "Keys.Create": keys.create,
+        "Keys.List": keys.list_keys,
+        "Keys.Revoke": keys.revoke,
         "Models.Upload": uploads.receive,
         "Models.Load": models.load,
         "Models.Unload": models.unload,

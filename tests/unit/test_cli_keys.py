@@ -17,6 +17,7 @@ from nexus_grpc.cli.keys import parse_rate
 from nexus_grpc.cli.main import app
 from nexus_grpc.registry.open import open_registry
 from nexus_grpc.registry.store import Registry
+from nexus_grpc.supervisor.data_folder import data_folder
 
 
 @pytest.fixture(autouse=True)
@@ -109,8 +110,11 @@ def test_a_key_that_is_pasted_as_its_name_is_not_shown(registry: Registry) -> No
         (["revoke", "nobody", "--yes"], 1, "no API key of that id or name"),
         (["list", "--config", "none.toml"], 78, "no such file"),
         (["list", "--registry-url", "mysql://x"], 1, "expected postgresql://"),
-        (["list", "--data-dir", "elsewhere"], 1, "there is no registry in"),
-        (["revoke", "a", "--data-dir", "elsewhere"], 1, "name the server's data folder with --data-dir"),
+        (["list", "--data-dir", "elsewhere"], 1, "there is no registry at"),
+        (["revoke", "a", "--data-dir", "elsewhere"], 1, "Name the server's own by --data-dir"),
+        (["create", "a", "--data-dir", "elsewhere"], 1, "elsewhere/registry.db: no server has been started with it"),
+        (["create", "a", "--data-dir", "elsewhere", "--address", "x:1"], 2, "expected one of them"),
+        (["create", "a", "--make-registry", "--address", "x:1"], 2, "expected one of them"),
     ],
 )
 def test_what_is_refused(registry: Registry, arguments: list[str], code: int, message: str) -> None:
@@ -120,15 +124,27 @@ def test_what_is_refused(registry: Registry, arguments: list[str], code: int, me
     assert not Path("elsewhere").exists()
 
 
+def test_which_registry_it_is_is_said(registry: Registry, tmp_path: Path) -> None:
+    place = f"the registry {tmp_path / 'data' / 'registry.db'}, which "
+    said = [run(*words).stderr for words in (("create", "a"), ("list",), ("revoke", "a", "--yes"))]
+    assert all(place + "no server seems to use now" in " ".join(each.split()) for each in said)
+    with data_folder(tmp_path / "data"):
+        assert place + "a running server uses" in " ".join(run("list").stderr.split())
+    assert "no server seems to use" in " ".join(run("list", "--json").stderr.split())
+
+
 def test_the_settings_are_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("nexus.toml").write_text('data_dir = "of-the-file"\n')
+    for words in ((), ("--data-dir", "of-the-environment"), ("--data-dir", "of-the-flag")):
+        run("create", "first", "--make-registry", *words)
+        run("revoke", "first", "--yes", *words)
     run("create", "a")
     assert (Path("of-the-file") / "registry.db").exists()
     monkeypatch.setenv("NEXUS_DATA_DIR", "of-the-environment")
     run("create", "b")
     run("create", "c", "--data-dir", "of-the-flag")
     names = [
-        [key["name"] for key in json.loads(run("list", "--json", "--data-dir", folder).stdout)["keys"]]
+        [key["name"] for key in json.loads(run("list", "--json", "--data-dir", folder).stdout)["keys"][1:]]
         for folder in ("of-the-file", "of-the-environment", "of-the-flag")
     ]
     assert names == [["a"], ["b"], ["c"]]

@@ -12,6 +12,7 @@ from nexus_grpc.access.identity import Scope
 from nexus_grpc.access.issuers import parse_trust
 from nexus_grpc.cli.main import app
 from nexus_grpc.ipc.errors import Code
+from nexus_grpc.registry.open import open_registry
 from nexus_grpc.rest.errors import http_status
 from tests.clean import readme
 
@@ -28,6 +29,8 @@ def block(kind: str) -> str:
 
 def test_the_commands_do_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # As a server has left it.
+    open_registry("", tmp_path / "data").close()
     lines = [shlex.split(line, comments=True) for line in block("sh").splitlines()]
     assert [line[:3] for line in lines if line[2] == "create"] == [["nexus", "keys", "create"]] * 3
     for line in lines:

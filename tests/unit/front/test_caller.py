@@ -16,7 +16,7 @@ from nexus_grpc.front.caller import (
 )
 from nexus_grpc.ipc.errors import PermissionDenied
 from nexus_grpc.pb.inference import grpc_service_pb2 as oip
-from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2, traffic_pb2
+from nexus_grpc.pb.nexus.v1 import keys_pb2, models_pb2, system_pb2, traffic_pb2
 from nexus_grpc.rest.http_rules import FILES
 
 EVERYTHING = Identity("key:1", Scope.READ | Scope.ADMIN)
@@ -78,6 +78,9 @@ def test_a_named_model() -> None:
         ("nexus.v1.Models/History", models_pb2.ModelHistoryRequest(id="churn"), False),
         ("nexus.v1.Models/Register", models_pb2.RegisterModelRequest(id="churn", name="iris"), False),
         ("nexus.v1.Models/Register", models_pb2.RegisterModelRequest(name="iris"), False),
+        ("nexus.v1.Keys/Create", keys_pb2.CreateKeyRequest(name="iris"), False),
+        ("nexus.v1.Keys/List", keys_pb2.ListKeysRequest(), False),
+        ("nexus.v1.Keys/Revoke", keys_pb2.RevokeKeyRequest(key="iris"), False),
         ("nexus.v1.Traffic/Status", traffic_pb2.ExperimentStatusRequest(), False),
         ("nexus.v1.Traffic/Split", traffic_pb2.SplitTrafficRequest(model="churn"), False),
         ("nexus.v1.System/Reload", system_pb2.ReloadRequest(model="iris"), True),

@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from nexus_grpc.front.catalogue import Catalogue
 from nexus_grpc.front.cold_methods import HOT, REPOSITORY_OPERATIONS, InferenceService, cold_handlers
+from nexus_grpc.front.keys_service import KeysService
 from nexus_grpc.front.model_services import ModelsService, SystemService, server_version
 from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.supervised import json_of
@@ -19,11 +20,12 @@ from nexus_grpc.front.traffic_service import TrafficService
 from nexus_grpc.ipc.errors import ModelUnavailable, NexusError, StateConflict
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY
 from nexus_grpc.pb.inference import grpc_service_pb2 as oip
-from nexus_grpc.pb.nexus.v1 import models_pb2, system_pb2, traffic_pb2
+from nexus_grpc.pb.nexus.v1 import keys_pb2, models_pb2, system_pb2, traffic_pb2
 from tests.unit.front.prepared_supervisor import Supervisor
 
 INFERENCE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 MODELS = models_pb2.DESCRIPTOR.services_by_name["Models"]
+KEYS = keys_pb2.DESCRIPTOR.services_by_name["Keys"]
 TRAFFIC = traffic_pb2.DESCRIPTOR.services_by_name["Traffic"]
 SYSTEM = system_pb2.DESCRIPTOR.services_by_name["System"]
 
@@ -38,6 +40,7 @@ def channel(catalogue: Catalogue, supervisor: Supervisor) -> Iterator[grpc.Chann
                 ModelsService(catalogue, supervisor, lambda slot: "closed"), MODELS, ids, frozenset({"Upload"})
             ),
             cold_handlers(TrafficService(supervisor), TRAFFIC, ids),
+            cold_handlers(KeysService(supervisor), KEYS, ids),
             cold_handlers(SystemService(catalogue, lambda: True, lambda: 1, 0.0, supervisor), SYSTEM, ids),
         )
     )
@@ -68,6 +71,7 @@ FORWARDED = [
     *((MODELS, name) for name in ("Load", "Unload", "Activate", "Rollback", "Delete", "History", "ListRecords")),
     *((MODELS, name) for name in ("GetRecord", "Register", "UpdateRecord")),
     *((TRAFFIC, method.name) for method in TRAFFIC.methods),
+    *((KEYS, method.name) for method in KEYS.methods if method.name != "Create"),
     (SYSTEM, "Reload"),
 ]
 
@@ -90,10 +94,10 @@ def test_its_operations_are_those_that_fronts_ask_for() -> None:
         def __getattr__(self, name: str) -> str:
             return name
 
-    table = operations(*[Anything()] * 4)  # type: ignore[arg-type]
+    table = operations(*[Anything()] * 5)  # type: ignore[arg-type]
     asked = {f"{service.name}.{method}" for service, method in FORWARDED}
     asked |= {operation for operation, _ in REPOSITORY_OPERATIONS.values()}
-    assert set(table) == asked | {"Models.Upload"}
+    assert set(table) == asked | {"Models.Upload", "Keys.Create"}
 
 
 def test_its_answer_is_the_clients(channel: grpc.Channel, supervisor: Supervisor) -> None:

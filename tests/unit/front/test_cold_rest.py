@@ -13,6 +13,7 @@ from google.protobuf import descriptor_pool, message_factory
 from nexus_grpc.front.catalogue import Catalogue
 from nexus_grpc.front.cold_rest import RestService, _parts, cold_rest_handlers
 from nexus_grpc.front.hot_methods import HTTP_STATUS_KEY, PATHS, REQUEST_ID_KEY
+from nexus_grpc.front.keys_service import KeysService
 from nexus_grpc.front.model_services import ModelsService, SystemService
 from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.traffic_service import TrafficService
@@ -40,9 +41,8 @@ def twins() -> Any:
 @pytest.fixture
 def rest(catalogue: Catalogue, supervisor: Supervisor, twins: Any) -> Iterator[Rest]:
     system = SystemService(catalogue, lambda: True, lambda: 1, 0.0, supervisor)
-    service = RestService(
-        catalogue, ModelsService(catalogue, supervisor, lambda slot: "closed"), system, TrafficService(supervisor)
-    )
+    models = ModelsService(catalogue, supervisor, lambda slot: "closed")
+    service = RestService(catalogue, models, system, TrafficService(supervisor), KeysService(supervisor))
     server = grpc.server(ThreadPoolExecutor(2))
     server.add_generic_rpc_handlers((cold_rest_handlers(service, RequestIds(bytes(9))),))
     port = server.add_insecure_port("127.0.0.1:0")
