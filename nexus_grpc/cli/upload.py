@@ -133,6 +133,8 @@ def _print_answer(answer: "UploadResponse") -> None:
     called = f" ({model.version_name})" if model.version_name else ""
     active = "; it answers requests that name no version" if answer.active else ""
     typer.echo(f"uploaded {model.id}, version {model.version}{called}: {answer.state}{active}")
+    if answer.note:
+        typer.echo(answer.note)
     rows = [
         (direction, tensor.name, tensor.datatype, list(tensor.shape))
         for direction, tensors in (("input", answer.info.inputs), ("output", answer.info.outputs))

@@ -39,6 +39,8 @@ class Uploaded:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     request_id: str
+    note: str = ""
+    """Where it is not active: why, and what to do."""
 
 
 class Upload:
@@ -109,6 +111,7 @@ def uploaded(answer: UploadResponse, request_id: str) -> Uploaded:
         inputs=_tensors(answer.info.inputs),
         outputs=_tensors(answer.info.outputs),
         request_id=request_id,
+        note=answer.note,
     )
 
 

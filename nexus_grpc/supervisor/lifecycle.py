@@ -24,7 +24,7 @@ from nexus_grpc.registry.records import Change, ModelRow, VersionRow
 from nexus_grpc.registry.store import Registry, now_text
 from nexus_grpc.repository import Contents, Skipped, scan_model
 from nexus_grpc.settings import Settings
-from nexus_grpc.supervisor import model_state
+from nexus_grpc.supervisor import model_state, told
 from nexus_grpc.supervisor.apart import apart
 from nexus_grpc.supervisor.catalogue import LOADING, UNAVAILABLE, Catalogue, Version
 from nexus_grpc.supervisor.deployment import Deployment
@@ -168,6 +168,7 @@ class Lifecycle:
         )
         async with self._registry_lock:
             await asyncio.to_thread(self._registry.apply, change)
+        told.changed(change)
         state.row = None if delete else row
         state.rows.update({each.version: each for each in rows})
         for number in list(state.rows) if delete else gone:
@@ -314,7 +315,10 @@ class Lifecycle:
         """When another version answers from now on, the one before stays for a while, and is what a rollback goes back
         to."""
         before, state.chosen = state.chosen, model_state.choose(state, self._catalogue)
-        if before is None or state.chosen is None or state.chosen == before:
+        if state.chosen == before:
+            return
+        told.answers(state.name, before, state.chosen)
+        if before is None or state.chosen is None:
             return
         if self._settings.keep_previous_seconds:
             state.lingering[before] = time.monotonic() + self._settings.keep_previous_seconds

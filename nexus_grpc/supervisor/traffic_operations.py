@@ -232,7 +232,6 @@ class TrafficOperations:
         else:
             traffic, action = policy.abort(state.traffic, decision.reason), "abort"
         reason = getattr(decision, "reason", "")
-        self._log.info("ramp", model=state.name, action=action, reason=reason)
         await self._commit(state, action, RAMP_ACTOR, traffic, detail={"reason": reason})
 
 

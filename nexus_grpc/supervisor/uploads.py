@@ -14,7 +14,7 @@ from nexus_grpc.ipc.model_names import check_model_name
 from nexus_grpc.registry.records import ModelRow, VersionRow
 from nexus_grpc.registry.store import now_text
 from nexus_grpc.repository import ModelEntry
-from nexus_grpc.supervisor import storage
+from nexus_grpc.supervisor import inactive, storage
 from nexus_grpc.supervisor.catalogue import READY, UNLOADED
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_operations import next_number
@@ -176,6 +176,9 @@ class Uploads:
 
     def _answer(self, state: ModelState, row: VersionRow, trial: Trial) -> dict[str, Any]:
         number = self._lifecycle.serving(state)
+        note = inactive.note(state, row.version, number)
+        if note:
+            logs.logger().info("an uploaded version waits", model=state.name, version=str(row.version), note=note)
         return {
             "model": {
                 "id": state.name,
@@ -189,6 +192,7 @@ class Uploads:
             "info": {"inputs": trial.inputs, "outputs": trial.outputs},
             "state": UNLOADED if row.wanted == "unloaded" else READY,
             "active": number == row.version,
+            "note": note,
         }
 
 

@@ -27,7 +27,7 @@ WAIT_S = 30.0
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("numbered")
-    for name in ("one", "two", "ramped", "triton", "cli", "guarded", "doomed", "many"):
+    for name in ("one", "two", "ramped", "triton", "cli", "guarded", "doomed", "many", "told"):
         for version in (1, 2):
             add_version(folder, name, version)
     return folder
@@ -229,6 +229,37 @@ def test_a_ramp_promotes_by_itself(server: Server, port: int) -> None:
     assert [entry["actor"] for entry in history[:2]] == ["ramp", "ramp"]
     assert history[2]["actor"].startswith("grpc 127.0.0.1:")
     assert answered(port, "ramped") == ("2", "default")
+
+
+def test_the_log_tells_what_was_done_and_by_whom(server: Server, port: int) -> None:
+    changes: list[tuple[str, Any]] = [
+        ("/v1/models/told/activate", {"version": "1"}),
+        ("/v1/models/told/activate", {"version": "2"}),
+        ("/v1/models/told/rollback", {}),
+        ("/admin/ab/setup", {"model": "told", "candidate_version": "2", "percent": 50}),
+        ("/admin/ab/promote", {"model": "told"}),
+        ("/admin/ab/setup", {"model": "told", "candidate_version": "1"}),
+        ("/admin/ab/abort", {"model": "told"}),
+        ("/v1/models/told/unload", {"version": "1"}),
+    ]
+    for path, body in changes:
+        ok(post(port, path, body))
+    events = [json.loads(line) for line in server.log_text().splitlines() if '"told"' in line]
+    done = [each for each in events if each["event"] == "model changed"]
+    assert [(each["action"], each.get("version", "")) for each in done] == [
+        ("activate", "1"),
+        ("activate", "2"),
+        ("rollback", "1"),
+        ("experiment", "2"),
+        ("promote", "2"),
+        ("experiment", "1"),
+        ("abort", ""),
+        ("unload", "1"),
+    ]
+    assert all(each["actor"].startswith("rest ") for each in done)
+    assert done[2]["detail"] == {"from": "2", "to": "1"}
+    answers = [(each["before"], each["version"]) for each in events if each["event"] == "another version answers"]
+    assert answers == [("2", "1"), ("1", "2"), ("2", "1"), ("1", "2")]
 
 
 def test_a_ramp_takes_back_what_breaks_its_guards(port: int) -> None:

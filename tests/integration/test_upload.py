@@ -76,6 +76,7 @@ def test_an_upload_by_rest_answers_at_once(site: Site, model: str) -> None:
         },
         "state": "READY",
         "active": True,
+        "note": "",
     }
     assert site.predict(model) == ("1", 5)
     assert (site.repository / model / "1" / "model.onnx").read_bytes() == FIVE
@@ -120,13 +121,29 @@ def test_a_version_beside_the_chosen_one_waits(site: Site, model: str) -> None:
     site.admin.models("Activate", id=model, version="1")
     second = site.by_rest(times(3), id=model).json
     assert (second["state"], second["active"]) == ("READY", False)
+    command = f"nexus models activate {model} 2"
+    why = "version 1 was chosen to answer them (activate, rollback or promote)"
+    assert second["note"].startswith(
+        f"requests that name no version do not get it: {why}; to change that: {command}, or"
+    )
     assert site.predict(model) == ("1", 2)
     assert site.predict(model, "2") == ("2", 3)
+    waiting = [json.loads(line) for line in site.server.log_text().splitlines() if "uploaded version waits" in line]
+    assert [(each["version"], each["note"]) for each in waiting if each["model"] == model] == [("2", second["note"])]
+
+
+def test_an_older_version_waits_for_the_newer(site: Site, model: str) -> None:
+    assert site.by_rest(times(7), id=model, version="7").json["note"] == ""
+    assert "version 7 is newer, and answers" in site.by_rest(times(2), id=model, version="2").json["note"]
+    site.admin.traffic("Setup", model=model, candidate_version="2")
+    by_grpc = site.by_grpc(times(8), id=model)
+    assert "an experiment runs beside version 7, and activating a version ends it" in by_grpc.note
 
 
 def test_store_only_stores(site: Site, model: str) -> None:
     answer = site.by_rest(times(2), id=model, store_only="true", labels={"team": "ü"}).json
     assert (answer["state"], answer["active"]) == ("UNLOADED", False)
+    assert "it is stored only, and not loaded; to change that: nexus models activate" in answer["note"]
     [version] = site.admin.models("GetRecord", id=model).versions
     assert (version.state, dict(version.labels), version.source) == ("UNLOADED", {"team": "ü"}, "upload")
     with refused("UNAVAILABLE"):
@@ -307,6 +324,8 @@ def test_the_command(site: Site, model: str, file: pathlib.Path) -> None:
     assert site.predict(model) == ("1", 5)
     [version] = site.admin.models("GetRecord", id=model).versions
     assert dict(version.labels) == {"a": "b", "c": "d=e"}
+    code, out, _ = nexus(site, str(file), "--id", model, "--store-only")
+    assert f"to change that: nexus models activate {model} 2, or POST /v1/models/{model}/activate" in out
     code, out, _ = nexus(site, str(file), "--id", model, "--version", "1.1", "--store-only", "--json")
     answer = json.loads(out)
     assert (code, answer["model"]["version_name"], answer["state"]) == (0, "1.1", "UNLOADED")

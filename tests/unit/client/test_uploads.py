@@ -69,10 +69,10 @@ def test_without_a_server_and_on_a_closed_client() -> None:
 
 
 def test_the_answer() -> None:
-    answer = UploadResponse(state="READY", active=True)
+    answer = UploadResponse(state="READY", active=True, note="why")
     answer.model.id, answer.model.version, answer.model.size_bytes = "iris", "3", 5.0
     answer.info.inputs.add(name="X", dtype=1, shape=[-1, 4], datatype="FP32")
     said = uploaded(answer, "mine")
     assert (said.model, said.version, said.size_bytes, said.request_id) == ("iris", "3", 5, "mine")
     assert isinstance(said.size_bytes, int)
-    assert (said.inputs[0].shape, said.outputs, said.active) == ((-1, 4), (), True)
+    assert (said.inputs[0].shape, said.outputs, said.active, said.note) == ((-1, 4), (), True, "why")
