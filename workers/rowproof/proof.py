@@ -9,10 +9,11 @@ it fail for its company (the worker's loop runs them again, each alone).
 import dataclasses
 import time
 
-from onnx import FunctionProto, GraphProto, ModelProto, TypeProto, inliner, shape_inference
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto, inliner, shape_inference
 
 from .sizes import BATCH, Dim, symbol
 from .skim import NotSkimmed, skim_file
+from .table import RULES
 from .values import Fixed, Lost, Rows
 from .walk import DOMAINS, State, TooLong, Walk, subgraphs, tensor_value
 
@@ -153,8 +154,7 @@ def _forget_claims(graph: GraphProto) -> None:
     del graph.value_info[:]
     for item in graph.output:
         if item.type.HasField("tensor_type"):
-            item.type.tensor_type.ClearField("shape")
-            item.type.tensor_type.shape.SetInParent()
+            item.type.tensor_type.ClearField("shape")  # an empty one would claim that there are no dimensions
     for node in graph.node:
         for inner in subgraphs(node):
             _forget_claims(inner)
@@ -182,12 +182,33 @@ def _check_order(graph: GraphProto, known: set[str]) -> None:
     known -= own
 
 
+# Where onnxruntime broadcasts and ONNX's inference believes the first operand.
+_NOT_INFERRED = frozenset({"Einsum", "PRelu"})
+_UNKNOWN_DOMAIN = "nexus.unknown"
+
+
+def _hide(graph: GraphProto) -> list[tuple[NodeProto, str]]:
+    """Make what ONNX's inference is not believed about unknown to it; return which nodes, with their domains."""
+    hidden = []
+    for node in graph.node:
+        key = f"{node.domain}:{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+        if key in _NOT_INFERRED or (key not in RULES and key not in ("Constant", "Shape", "Size")):
+            hidden.append((node, node.domain))
+            node.domain = _UNKNOWN_DOMAIN
+    return hidden
+
+
 def _inferred(model: ModelProto) -> dict[str, tuple[Dim, ...]]:
     """What ONNX's own inference says of shapes, without the batch; empty where it gives up."""
+    hidden = _hide(model.graph)
+    model.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
     try:
         model = shape_inference.infer_shapes(model)
     except Exception:
         return {}
+    finally:
+        for node, domain in hidden:
+            node.domain = domain
     found: dict[str, tuple[Dim, ...]] = {}
     for item in (*model.graph.value_info, *model.graph.output):
         if item.type.HasField("tensor_type") and item.type.tensor_type.HasField("shape"):

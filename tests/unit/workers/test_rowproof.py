@@ -13,7 +13,7 @@ from nexus_grpc.worker.rowproof.proof import prove, prove_file
 from nexus_grpc.worker.rowproof.skim import SMALL_BYTES, skim
 from nexus_grpc.worker.rowproof.table import RANDOM, RULES
 
-from .rowgraphs import graph
+from .rowgraphs import graph, run
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -58,6 +58,32 @@ def test_what_a_file_claims_of_an_initialiser_is_not_believed() -> None:
     model = graph("v = Neg(w) y = Add(x, v)", "float[n, 2] x", "float[2, 2] w = {1, 2, 3, 4}")
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [1, 2]))
     assert "its own extent along the batch axis" in prove(model).text
+
+
+def test_an_output_of_a_branch_is_not_taken_for_a_scalar() -> None:
+    """The two branches are of different shapes: which is taken depends on the rows' length."""
+    branches = "<then_branch = g1 () => (float[3, 1] t) { t = Identity(tall) }"
+    branches += ", else_branch = g2 () => (float e) { e = Identity(half) }>"
+    body = f"s = Shape(x) l = Gather(s, one) c = Greater(l, one) b = If {branches} (c) d = Neg(b) y = Add(x, d)"
+    consts = "int64 one = {1}, float[3, 1] tall = {1, 2, 3}, float half = {0.5}"
+    assert_meeting(graph(body, "float[n, h] x", consts))
+
+
+def test_einsum_widens_what_is_one_element_wide() -> None:
+    """ONNX's inference takes a dimension for what the first operand says."""
+    body = """w = Einsum<equation = "a,ba->ba">(one, x) t = Transpose(w) f = Reshape(t, all) s = Shape(x)
+        n = Gather(s, first) r = Concat<axis = 0>(n, all) y = Reshape(f, r)"""
+    consts = "float[1] one = {1}, int64[1] all = {-1}, int64[1] first = {0}"
+    assert_meeting(graph(body, "float[n, h] x", consts))
+
+
+def assert_meeting(model: onnx.ModelProto) -> None:
+    """It is not proved, and rightly so."""
+    feeds = {"x": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    [first, *_] = run(model, {"x": feeds["x"][:1]})
+    [together, *_] = run(model, feeds)
+    assert not np.array_equal(together[:1], first)
+    assert not prove(model).rows_apart
 
 
 def test_a_slice_that_begins_before_the_beginning_is_read_as_onnx_reads_it() -> None:
