@@ -5,7 +5,6 @@ while running: intake → next batch → assemble → run → answer; sleep when
 
 import collections
 import contextlib
-import ctypes
 import time
 import traceback
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from .http_decode import (
 )
 from .infer_decode import decode_infer
 from .link import FrontLink, HandOverError
+from .memory import MemoryKeeper, trim
 from .model import Model, shape_text
 from .predict_codec import decode_batch_predict, decode_predict
 from .predictions import count_predictions
@@ -39,10 +39,9 @@ from .template import find_template, remember_template
 INTAKE_MAX = 1024
 # Asleep at most this long: bounds a lost wake-up and keeps the heartbeat fresh.
 SLEEP_MAX_MS = 100.0
-# Batches that may wait to be written into the statistics while there is work.
-SETTLE_EVERY = 32
-# As many of experiments' arms, whose answers are held until then.
-PREDICTED_MAX = 4
+# Batches that may wait to be written into the statistics while there is work; of experiments' arms, whose answers are
+# held until then.
+SETTLE_EVERY, PREDICTED_MAX = 32, 4
 # How often the gauges are brought up to date.
 OBSERVE_NS = 50_000_000
 # While replies wait for room in a ring there is nobody to ring us.
@@ -60,7 +59,6 @@ DECODERS: dict[int, Callable[[Model, Any], Decoded]] = {
     Method.HTTP_V1_INFER: decode_v1_infer,
     Method.HTTP_V2_INFER: decode_v2_infer,
 }
-_malloc_trim = ctypes.CDLL(None).malloc_trim
 
 
 class WorkerLoop:
@@ -84,6 +82,7 @@ class WorkerLoop:
         self._running = True
         self._hits = self._misses = 0
         self._next_observe_ns = 0
+        self._memory = MemoryKeeper()
         # Batches that are answered and not yet in the statistics: slot, rows, arrivals, clock.
         self._ended: list[tuple[int, int, list[int], Clock]] = []
         # Those of experiments' arms among them, for what they answered.
@@ -175,6 +174,7 @@ class WorkerLoop:
     def _observe(self, now_ns: int) -> None:
         """Bring the page's gauges and template counts up to date."""
         self._next_observe_ns = now_ns + OBSERVE_NS
+        self._memory.look(now_ns)
         stats = self._stats
         waiting = [link.occupancy_bytes() for link in self._links]
         stats.gauge(WorkerWord.REQUEST_RING_BYTES, sum(request for request, _ in waiting))
@@ -267,7 +267,7 @@ class WorkerLoop:
                 link.clear_executing()
         if any(request.oversize for request in batch):
             batch.clear()
-            _malloc_trim(0)
+            trim()
 
     def _still_wanted(self, model: Model, batch: list[Request], now_ns: int) -> list[Request]:
         """Drop what has expired or was cancelled while it waited."""

@@ -13,7 +13,7 @@ import numpy as np
 from nexus_grpc.ipc.errors import InferenceFailed, InvalidInput, ModelNotServable
 
 from .model import Run, Shape, TensorSpec, zeros
-from .onnx_runtime import ort
+from .onnx_runtime import SHRINK_ARENA, ort, share_arena
 from .tensors import BY_NAME, BY_ONNX, BYTES, Array, Datatype
 
 SEQUENCE_OF_MAPS = {"seq(map(string,tensor(float)))", "seq(map(int64,tensor(float)))"}
@@ -26,8 +26,7 @@ OPTIMISATION_LEVELS = {
 }
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 # After a run on an oversize request the arena's blocks go back to the system, except those that its outputs are in: the
-# next run gives these back.
-SHRINK_ARENA = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+# next run gives these back, or the process by itself (memory.py).
 Shrinking = Literal["never", "oversize", "always"]
 
 
@@ -87,6 +86,8 @@ def _session_options(options: dict[str, Any], cores: int) -> Any:
         session_options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
     session_options.inter_op_num_threads = options.get("inter_op_thread_count") or (cores if is_parallel else 1)
     session_options.enable_cpu_mem_arena = options.get("enable_mem_arena", True)
+    if session_options.enable_cpu_mem_arena:
+        share_arena(session_options)
     session_options.enable_mem_pattern = options.get("enable_mem_pattern", True)
     session_options.graph_optimization_level = OPTIMISATION_LEVELS[options.get("graph_optimization_level", "all")]
     # Spinning threads would steal the cores that the other processes need.

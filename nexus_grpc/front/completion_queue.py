@@ -240,6 +240,7 @@ class CompletionQueueServer:
         while serving:
             event = poll()
             if event.tag is None:  # a final batch is done
+                event = None  # its answer may be large, and the next event a long time coming
                 continue
             with dispatcher.turn:
                 dispatcher.begin()

@@ -33,6 +33,15 @@ def identity(repository: pathlib.Path) -> None:
     _save(repository / "identity", 1, graph)
 
 
+def tile(repository: pathlib.Path) -> None:
+    """`tile`: x, `times` times over: a large answer to a small request."""
+    times = helper.make_tensor_value_info("times", TensorProto.INT64, [1])
+    node = helper.make_node("Tile", ["x", "times"], ["y"])
+    _save(
+        repository / "tile", 1, helper.make_graph([node], "tile", [_floats("x", ["n"]), times], [_floats("y", ["m"])])
+    )
+
+
 def scale(repository: pathlib.Path) -> None:
     """`scale`: version 1 gives x × 1, version 2 gives x × 2; both are served."""
     for version in (1, 2):
