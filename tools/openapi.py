@@ -83,6 +83,7 @@ def finish(document: Document, extras: Document, version: str) -> Document:
     document = _short_names(document)
     for path, method, operation in operations(document):
         _complete_operation(operation, f"{method.upper()} {path}", extras)
+    _replace_fields(document, extras["fields"])
     _require_fields(document, extras["required"])
     _mark_optional_bodies(document)
     _drop_path_fields(document)
@@ -178,6 +179,15 @@ def _reachable(document: Document, start: Any) -> set[str]:
             wanted.add(name)
             queue.append(name)
     return wanted
+
+
+def _replace_fields(document: Document, fields: dict[str, Document]) -> None:
+    """Schemas of fields whose JSON may be more than their message's type says; their descriptions stay."""
+    for message, replaced in fields.items():
+        properties = document["components"]["schemas"][message]["properties"]
+        for name, schema in replaced.items():
+            description = properties[name].get("description")
+            properties[name] = {**schema, **({"description": description} if description else {})}
 
 
 def _require_fields(document: Document, required: dict[str, list[str]]) -> None:

@@ -1,5 +1,6 @@
 """What a classifier's probabilities decide: the class, and what reaching a threshold, or not, is called."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -89,9 +90,16 @@ def _class_index(name: str, labels: Sequence[str], count: int) -> int:
     return int(name) if is_number and (count < 0 or int(name) < count) else -1
 
 
+def confidence_of(probabilities: Sequence[Any]) -> float | None:
+    """The largest of one row's probabilities; None without any, and where one is no finite number."""
+    if not probabilities or not math.isfinite(sum(probabilities)):
+        return None
+    return float(max(probabilities))
+
+
 def verdict(model: Model, probabilities: Sequence[Any]) -> Verdict:
-    """What one row's probabilities (of the model's classes, or of the positive one alone) say."""
-    if not probabilities or not isinstance(probabilities[0], float):
+    """What one row's probabilities (of the model's classes, or of the positive one alone) say; nothing of NaN."""
+    if not probabilities or not isinstance(probabilities[0], float) or confidence_of(probabilities) is None:
         return _NOTHING
     decision = model.decision
     if decision is None or decision.threshold is None or decision.positive_index >= len(probabilities):

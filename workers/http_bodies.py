@@ -28,7 +28,7 @@ class PredictBody(msgspec.Struct, forbid_unknown_fields=True):
     """POST /predict, as nexus.v1.PredictRequest."""
 
     model_id: str
-    features: list[int | float] = []
+    features: list[Any] = []
     model_version: str = ""
     request_id: str = ""
     use_cache: bool = False
@@ -43,7 +43,7 @@ class ApiPredictBody(msgspec.Struct, forbid_unknown_fields=True):
     """POST /api/v1/predict, as nexus.v1.ApiPredictRequest."""
 
     model_name: str
-    features: list[int | float]
+    features: list[Any]
     use_cache: bool = False
 
 
@@ -51,7 +51,7 @@ class ApiBatchPredictBody(msgspec.Struct, forbid_unknown_fields=True):
     """POST /api/v1/batch_predict, as nexus.v1.ApiBatchPredictRequest."""
 
     model_name: str
-    features_batch: list[list[int | float]]
+    features_batch: list[list[Any]]
     use_cache: bool = False
 
 
@@ -117,7 +117,7 @@ def read_body(kind: type[Body], text: bytes) -> Body:
     except msgspec.ValidationError as error:
         _refuse(kind, str(error))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"the body is not valid JSON: {error}" if text.strip() else _EMPTY) from None
+        raise InvalidInput(f"the body is not valid JSON: {error}{_hint(text)}" if text.strip() else _EMPTY) from None
     except RecursionError:
         raise InvalidInput("the body is not valid JSON for this server: it is nested too deeply") from None
     _refuse_duplicates(kind, body, text)
@@ -125,6 +125,13 @@ def read_body(kind: type[Body], text: bytes) -> Body:
 
 
 _EMPTY = "the body is empty; expected a JSON object"
+# What Python's json and others write of a float that is no number.
+_BARE = re.compile(rb"[\[,:]\s*(NaN|-?Infinity)\s*[,\]}]").search
+
+
+def _hint(text: bytes) -> str:
+    found = _BARE(text)
+    return f'; write "{found[1].decode()}", with quotes, or null for a missing value' if found else ""
 
 
 def _refuse(kind: type[msgspec.Struct], problem: str) -> NoReturn:
@@ -138,7 +145,6 @@ def _refuse(kind: type[msgspec.Struct], problem: str) -> NoReturn:
     if found := _MISSING_FIELD.fullmatch(problem):
         where = f" in {found[2].lstrip('.')}" if found[2] else ""
         raise InvalidInput(f'field "{found[1]}" is missing{where}', field=found[1])
-    problem = problem.replace("int | float", "a number")
     if found := _AT_PATH.fullmatch(problem):
         path = found[3] or "the body"
         raise InvalidInput(f"{path}: {found[1][:1].lower()}{found[1][1:]}".replace("`", ""), field=path)

@@ -17,7 +17,7 @@ from .http_bodies import (
 )
 from .http_forms import ApiBatchPredictForm, ApiPredictForm, HttpForm, HttpPredictForm, NamedForm, V2Form
 from .infer_form import RequestedOutput
-from .json_tensors import fed_shape, flatten, full_tensor
+from .json_tensors import feature_numbers, fed_shape, flatten, full_tensor
 from .model import Model, TensorSpec, shape_fits
 from .named_inputs import check_known, decode_named_row, input_spec
 from .predict_codec import ONE_KIND_OF_INPUT, row_piece, single_input
@@ -50,7 +50,7 @@ def decode_api_predict(model: Model, message: bytes) -> Decoded:
 
 def _one_row(model: Model, features: list[Any], texts: list[str], form: HttpForm) -> Decoded:
     spec = single_input(model)
-    piece, row = row_piece(model, spec, features, texts)
+    piece, row = row_piece(model, spec, feature_numbers(spec, features), texts)
     return Decoded(((spec.name, fed_shape(model, spec, row)),), 1, [piece], form, templatable=False)
 
 
@@ -67,7 +67,7 @@ def decode_api_batch_predict(model: Model, message: bytes) -> Decoded:
     shapes = set()
     for index, features in enumerate(body.features_batch):
         try:
-            piece, shape = row_piece(model, spec, features, [])
+            piece, shape = row_piece(model, spec, feature_numbers(spec, features), [])
         except InvalidInput as error:
             raise InvalidInput(f"row {index}: {error.message}", field=f"features_batch[{index}]") from None
         pieces.append(piece)

@@ -1,14 +1,16 @@
 """The JSON answers of the hot REST routes, as google.api.HttpBody. Every answer carries its own id and times."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from nexus_grpc.ipc.wire import json_body
 
-from .decisions import verdict
+from .decisions import confidence_of, verdict
 from .infer_form import RequestedOutput
 from .json_tensors import json_values, nested
+from .model import Model
 from .predict_codec import utc_now
 from .requests import Timings
 from .results import BatchResult, top_classes
@@ -41,7 +43,7 @@ class HttpForm:
 
 
 class HttpPredictForm(HttpForm):
-    """nexus.v1.PredictResponse by protobuf's JSON mapping, with its own field names and with defaults."""
+    """nexus.v1.PredictResponse in JSON, by its own field names; what does not apply is left out."""
 
     __slots__ = ("timing",)
 
@@ -51,24 +53,17 @@ class HttpPredictForm(HttpForm):
 
     def answer(self, result: BatchResult, first: int, last: int, timings: Timings, request_id: str) -> Any:
         model = result.model
-        values, probabilities, confidence = prediction(result, first)
-        is_text = model.outputs[0].datatype is BYTES
         answer = {
             "model_id": model.name,
             "request_id": request_id,
-            "prediction": [] if is_text else values,
+            **_claims(result, first),
             "latency_ms": timings.total_us / 1000,
             "timestamp": utc_now(),
             "model_version": model.version,
             "variant": model.variant,
-            "confidence": confidence,
-            "probabilities": probabilities,
             "cache_hit": False,
             "batch_size": timings.batch_size,
-            "labels": values if is_text else [],
         }
-        decided = verdict(model, result.row_values(model.probabilities_index)[first] if probabilities else ())
-        answer["predicted_class"], answer["decision"], answer["threshold_used"] = decided
         if self.timing:
             answer["timing"] = {name: getattr(timings, name) for name in _TIMING_FIELDS}
         return answer
@@ -77,14 +72,28 @@ class HttpPredictForm(HttpForm):
 _TIMING_FIELDS = ("queue_us", "batch_size", "infer_us", "total_us")
 
 
-def prediction(result: BatchResult, row: int) -> tuple[list[Any], list[Any], Any]:
-    """(first output, probabilities, the largest of these or 0) of one row."""
-    values = result.json_row(0, row)
-    index = result.model.probabilities_index
-    if index < 0:
-        return values, [], 0.0
-    probabilities = result.json_row(index, row)
-    return values, probabilities, max(result.row_values(index)[row], default=0.0)  # type: ignore[type-var]
+def _claims(result: BatchResult, row: int) -> dict[str, Any]:
+    """What the model says of one row."""
+    model, index = result.model, result.model.probabilities_index
+    claims = {"labels" if model.outputs[0].datatype is BYTES else "prediction": result.json_row(0, row)}
+    if index >= 0:
+        claims["probabilities"] = result.json_row(index, row)
+        claims |= _judged(model, result.row_values(index)[row])
+    return claims
+
+
+def _judged(model: Model, probabilities: Sequence[Any]) -> dict[str, Any]:
+    """What one row's probabilities say; nothing where one of them is NaN."""
+    confidence = confidence_of(probabilities)
+    if confidence is None:
+        return {}
+    judged: dict[str, Any] = {"confidence": confidence}
+    predicted_class, decision, threshold = verdict(model, probabilities)
+    if predicted_class:
+        judged["predicted_class"] = predicted_class
+    if decision:
+        judged |= {"decision": decision, "threshold_used": threshold}
+    return judged
 
 
 class ApiPredictForm(HttpForm):
@@ -107,10 +116,11 @@ class ApiBatchPredictForm(HttpForm):
 
 
 def _api_prediction(result: BatchResult, row: int, timings: Timings) -> dict[str, Any]:
-    values, _, confidence = prediction(result, row)
+    values, index = result.json_row(0, row), result.model.probabilities_index
+    confidence = confidence_of(result.row_values(index)[row]) if index >= 0 else None
     return {
         "prediction": values[0] if len(values) == 1 else values,
-        "probability": confidence,
+        **({} if confidence is None else {"probability": confidence}),
         "model_name": result.model.name,
         "timestamp": utc_now(),
         "from_cache": False,

@@ -1,5 +1,6 @@
 """JSON values as tensors: lists flattened, every value checked against the input's datatype."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,11 @@ from .model import Model, Shape, TensorSpec, shape_fits, shape_text
 from .shapes import check_shape, feature_count, resolve_row
 from .tensors import BOOL, BYTES, Array, Piece, text_array
 
+# Source: protobuf's JSON mapping of double; null is how tables of data (pandas, R) write what is missing.
+_NOT_FINITE = {None: math.nan, "NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+# What an input of integers, or of floats, expects.
+_NUMBER = ("a number", 'a number, null or "NaN", "Infinity", "-Infinity"')
+_KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
 # Deeper than any tensor that ONNX knows; a limit only so that a hostile body ends early.
 DEPTH_MAX = 32
 
@@ -35,8 +41,20 @@ def json_piece(spec: TensorSpec, values: list[Any], field: str) -> Piece:
     if spec.datatype is BOOL:
         _check_kind(spec, values, (bool,), "true or false", field)
         return np.array(values, dtype=np.bool_).tobytes()
-    _check_kind(spec, values, (int, float), "a number", field)
+    if not set(map(type, values)) <= {int, float}:
+        values = with_missing(spec, values)
+        _check_kind(spec, values, (int, float), _NUMBER[spec.datatype.dtype.kind == "f"], field)
     return number_piece(spec, values, f"value of '{spec.name}',", field)
+
+
+def with_missing(spec: TensorSpec, values: list[Any]) -> list[Any]:
+    """null and the texts of what JSON has no numbers for, as floats, where the input is of floats; the rest untouched.
+
+    A missing value is NaN, as in scikit-learn and its kin; the texts are those that answers have (`json_values`).
+    """
+    if spec.datatype.dtype.kind != "f":
+        return values
+    return [_NOT_FINITE.get(value, value) if value is None or type(value) is str else value for value in values]
 
 
 def number_piece(spec: TensorSpec, values: list[Any], what: str, field: str) -> bytes:
@@ -78,15 +96,26 @@ def _fits(value: float, dtype: Any) -> bool:
         return False
 
 
+def feature_numbers(spec: TensorSpec, features: list[Any]) -> list[Any]:
+    """The JSON values of `features` as int and float. Raises InvalidInput naming the first that is none."""
+    if set(map(type, features)) <= {int, float} or spec.datatype is BYTES:
+        return features
+    numbers = with_missing(spec, features)
+    for index, value in enumerate(numbers):
+        if type(value) not in (int, float):
+            place, wanted = f"features[{index}]", _NUMBER[spec.datatype.dtype.kind == "f"]
+            raise InvalidInput(f"{place}: expected {wanted}, got {_KINDS.get(type(value))}", field=place)
+    return numbers
+
+
 def _check_kind(spec: TensorSpec, values: list[Any], kinds: tuple[type, ...], wanted: str, field: str) -> None:
     if set(map(type, values)) <= set(kinds):
         return
     for index, value in enumerate(values):
         if type(value) not in kinds:
-            shown = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
             raise InvalidInput(
                 f"input '{spec.name}': expected {wanted} for {spec.datatype.name}, value {index} is"
-                f" {shown.get(type(value), 'a number')}",
+                f" {_KINDS.get(type(value), 'a number')}",
                 field=field,
             )
 
@@ -95,10 +124,9 @@ def full_tensor(model: Model, spec: TensorSpec, shape: Shape, data: list[Any]) -
     """A tensor with its batch dimension. Raises InvalidInput when shape and data don't agree, or don't fit."""
     values, nested = flatten(data, spec.name)
     check_shape(model, spec, shape)
-    count = 1
-    for dim in shape:
-        count *= dim
-    if len(values) != count or (len(nested) > 1 and nested != shape):
+    count = _count(shape)
+    # Lists without values say nothing of the dimensions behind the empty one: [[]] is [1,0], and [1,0,2].
+    if len(values) != count or (count and len(nested) > 1 and nested != shape):
         raise InvalidInput(
             f"input '{spec.name}': expected {count} values for shape {shape_text(shape)}, got {len(values)}"
             + (f" in lists of shape {shape_text(nested)}" if len(nested) > 1 else ""),
@@ -111,7 +139,7 @@ def row_tensor(model: Model, spec: TensorSpec, shape: Shape, data: list[Any]) ->
     """One row's piece, and its shape without the batch dimension. Raises InvalidInput.
 
     `shape` (or, without one, the nesting of `data`) may have a leading 1 for the batch; flat data is cut to the row's
-    shape.
+    shape. Without a shape and without values, the row's one dimension of any size is 0.
     """
     values, nested = flatten(data, spec.name)
     given = shape or nested
@@ -124,6 +152,8 @@ def row_tensor(model: Model, spec: TensorSpec, shape: Shape, data: list[Any]) ->
     for candidate in (given, given[1:] if given[:1] == (1,) else given):
         if shape_fits(row, candidate):
             return json_piece(spec, values, spec.name), candidate
+    if not values and not shape and row.count(-1) == 1:
+        return json_piece(spec, values, spec.name), tuple([0 if dim == -1 else dim for dim in row])
     if len(given) == 1:
         expected, _ = feature_count(model, spec)
         return json_piece(spec, values, spec.name), resolve_row(model, row, len(values), expected)

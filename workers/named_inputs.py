@@ -46,7 +46,7 @@ def input_spec(model: Model, name: str) -> TensorSpec:
 
 
 def python_list(values: Any) -> list[Any]:
-    """A google.protobuf.ListValue as Python has it. Raises InvalidInput for objects and nulls in it."""
+    """A google.protobuf.ListValue as Python has it. Raises InvalidInput for objects in it."""
     return [_python_value(value) for value in values.values]
 
 
@@ -54,6 +54,8 @@ def _python_value(value: Any) -> Any:
     kind = value.WhichOneof("kind")
     if kind == "list_value":
         return python_list(value.list_value)
+    if kind == "null_value":
+        return None
     if kind in ("number_value", "string_value", "bool_value"):
         return getattr(value, kind)
-    raise InvalidInput("inputs: data may hold numbers, texts, booleans and lists of them", field="inputs")
+    raise InvalidInput("inputs: data may hold numbers, texts, booleans, nulls and lists of them", field="inputs")

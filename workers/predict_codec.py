@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as pb
 
-from .decisions import verdict
+from .decisions import confidence_of, verdict
 from .json_tensors import fed_shape, number_piece
 from .model import Model, Shape, TensorSpec
 from .named_inputs import decode_named_row, python_list
@@ -218,7 +218,7 @@ def fill_prediction(message: Any, result: BatchResult, row: int) -> None:
     if index >= 0:
         probabilities = result.row_values(index)[row]
         message.probabilities.extend(probabilities)
-        message.confidence = max(probabilities, default=0.0)  # type: ignore[type-var]
+        message.confidence = confidence_of(probabilities) or 0.0
         message.predicted_class, message.decision, message.threshold_used = verdict(model, probabilities)
 
 

@@ -117,8 +117,23 @@ def fragile(repository: pathlib.Path) -> None:
     (repository / "fragile" / "config.pbtxt").write_text(standby)
 
 
+def ratio(repository: pathlib.Path) -> None:
+    """`ratio`: probabilities that are x / 0: NaN for 0, infinite for others."""
+    node = helper.make_node("Div", ["x", "zero"], ["probabilities"])
+    zero = helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])
+    sides = [_floats(name, ["n", 3]) for name in ("x", "probabilities")]
+    _save(repository / "ratio", 1, helper.make_graph([node], "ratio", sides[:1], sides[1:], [zero]))
+
+
+def append(repository: pathlib.Path) -> None:
+    """`append`: `present` is `past`, of any length, and `x` behind it."""
+    node = helper.make_node("Concat", ["past", "x"], ["present"], axis=1)
+    inputs = [_floats("past", ["n", "p", 2]), _floats("x", ["n", 1, 2])]
+    _save(repository / "append", 1, helper.make_graph([node], "append", inputs, [_floats("present", ["n", "q", 2])]))
+
+
 def add_test_models(repository: pathlib.Path) -> None:
-    for build in (identity, scale, halves, slow):
+    for build in (identity, scale, halves, slow, ratio, append):
         build(repository)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from nexus_grpc.config_parameters import DecisionPolicy
 from nexus_grpc.ipc.errors import ModelNotServable
-from nexus_grpc.worker.decisions import decision_of, verdict
+from nexus_grpc.worker.decisions import confidence_of, decision_of, verdict
 from nexus_grpc.worker.model import Model
 from tests.unit.support import floats, model_of, spec
 
@@ -68,8 +68,10 @@ def test_one_probability_is_the_second_class(positive: str) -> None:
     assert verdict(model, [0.81]) == ("spam", "positive", 0.8)
 
 
-def test_nothing_to_say() -> None:
-    assert verdict(classifier(), []) == ("", "", 0.0)
+@pytest.mark.parametrize("probabilities", [[], [float("nan")] * 2, [0.7, float("nan")], [float("nan"), 0.7]])
+def test_nothing_to_say(probabilities: list[float]) -> None:
+    assert verdict(classifier(**FRAUD), probabilities) == verdict(classifier(), probabilities) == ("", "", 0.0)
+    assert confidence_of(probabilities) is None
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,12 @@ def test_floats_may_round_and_must_not_overflow() -> None:
 @pytest.mark.parametrize(
     ("datatype", "values", "words"),
     [
-        ("FP32", ["a"], "expected a number for FP32, value 0 is text"),
-        ("FP32", [1, True], "value 1 is true or false"),
-        ("FP32", [None], "value 0 is null"),
+        ("FP32", ["nan"], 'expected a number, null or "NaN", .* for FP32, value 0 is text'),
+        ("FP32", [None, True], "value 1 is true or false"),
+        ("INT64", [None], "expected a number for INT64, value 0 is null"),
+        ("INT64", ["NaN"], "expected a number for INT64, value 0 is text"),
+        ("BYTES", [None], "value 0 is null"),
+        ("BOOL", [None], "value 0 is null"),
         ("INT64", [{}], "value 0 is an object"),
         ("BYTES", [1], "expected text for BYTES, value 0 is a number"),
         ("BOOL", [1], "expected true or false for BOOL"),
@@ -62,6 +65,29 @@ def test_floats_may_round_and_must_not_overflow() -> None:
 def test_values_of_the_wrong_kind(datatype: str, values: list[object], words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         json_piece(spec("x", datatype, -1, 1), values, "x")
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64"])
+def test_what_answers_write_is_read_and_null_is_missing(datatype: str) -> None:
+    tensor = spec("x", datatype, -1, 1)
+    array = np.array([1.5, np.nan, np.inf, -np.inf], tensor.datatype.dtype)
+    assert json_piece(tensor, json_values(array), "x") == array.tobytes()
+    assert json_piece(tensor, [1.5, None, "Infinity", "-Infinity"], "x") == array.tobytes()
+
+
+def test_lists_without_values() -> None:
+    tensor = spec("past", "FP32", -1, -1, 2)
+    model = model_of(tensor)
+    for data in ([], [[]], [[[]]]):
+        assert full_tensor(model, tensor, (1, 0, 2), data) == (b"", (1, 0, 2))
+        assert row_tensor(model, tensor, (), data) == (b"", (0, 2))
+    assert full_tensor(model, tensor, (2, 0, 2), [[], []]) == (b"", (2, 0, 2))
+    assert row_tensor(model, tensor, (0, 2), []) == (b"", (0, 2))
+    for data in ([[]], []):
+        with pytest.raises(InvalidInput, match="expected 4 values"):
+            full_tensor(model, tensor, (1, 2, 2), data)
+    with pytest.raises(InvalidInput, match="expected 4 features, got 0"):
+        row_tensor(model_of(spec("x", "FP32", -1, 4)), spec("x", "FP32", -1, 4), (), [])
 
 
 def test_ragged_lists() -> None:
