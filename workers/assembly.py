@@ -17,7 +17,7 @@ def assemble(model: Model, batch: list[Request], rows: int) -> dict[str, Array]:
     for index, (name, shape) in enumerate(batch[0].signature):
         spec = model.input_named(name)
         assert spec is not None
-        full = (rows, *shape) if model.max_batch_size else shape
+        full = (rows, *shape) if model.max_batch_size and not spec.is_constant else shape
         pieces = [request.pieces[index] for request in batch]
         if spec.datatype.dtype.hasobject:
             joined: Any = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]

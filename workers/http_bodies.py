@@ -79,7 +79,7 @@ class V2Output(msgspec.Struct, forbid_unknown_fields=True):
 class V2Body(msgspec.Struct, forbid_unknown_fields=True):
     """POST /v2/models/{model_name}/infer, as nexus.v1.V2InferRequest without what the path says."""
 
-    inputs: list[V2Input]
+    inputs: list[V2Input] = []
     id: str = ""
     parameters: dict[str, Any] = {}
     outputs: list[V2Output] = []

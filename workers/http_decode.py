@@ -17,10 +17,10 @@ from .http_bodies import (
 )
 from .http_forms import ApiBatchPredictForm, ApiPredictForm, HttpForm, HttpPredictForm, NamedForm, V2Form
 from .infer_form import RequestedOutput
-from .json_tensors import feature_numbers, fed_shape, flatten, full_tensor
-from .model import Model, TensorSpec, shape_fits
+from .json_tensors import feature_numbers, flatten, full_tensor
+from .model import Model, TensorSpec
 from .named_inputs import check_known, decode_named_row, input_spec
-from .predict_codec import ONE_KIND_OF_INPUT, row_piece, single_input
+from .predict_codec import ONE_KIND_OF_INPUT, features_shape, row_piece, single_input, takes_nothing
 from .requests import Decoded
 from .shapes import common_rows
 from .tensors import BYTES, Piece
@@ -49,9 +49,11 @@ def decode_api_predict(model: Model, message: bytes) -> Decoded:
 
 
 def _one_row(model: Model, features: list[Any], texts: list[str], form: HttpForm) -> Decoded:
+    if takes_nothing(model, features, texts):
+        return Decoded((), 1, [], form, templatable=False)
     spec = single_input(model)
     piece, row = row_piece(model, spec, feature_numbers(spec, features), texts)
-    return Decoded(((spec.name, fed_shape(model, spec, row)),), 1, [piece], form, templatable=False)
+    return Decoded(((spec.name, features_shape(model, spec, row)),), 1, [piece], form, templatable=False)
 
 
 def decode_api_batch_predict(model: Model, message: bytes) -> Decoded:
@@ -92,7 +94,7 @@ def decode_v1_infer(model: Model, message: bytes) -> Decoded:
 
 
 def _is_whole(spec: TensorSpec, data: list[Any]) -> bool:
-    return shape_fits(spec.shape, flatten(data, spec.name)[1])
+    return spec.fits(flatten(data, spec.name)[1])
 
 
 def decode_v2_infer(model: Model, message: bytes) -> Decoded:
@@ -122,13 +124,14 @@ def _whole(model: Model, tensors: dict[str, Any], form: HttpForm) -> Decoded:
     """Tensors with their batch dimension."""
     pieces: list[Piece] = []
     shapes = {}
-    for spec in model.inputs:
-        if spec.name in tensors:
-            piece, shapes[spec.name] = full_tensor(model, spec, *tensors[spec.name])
-            pieces.append(piece)
-    rows = common_rows(model, shapes) if shapes else 1
-    signature = tuple((name, shape[1:] if model.batchable else shape) for name, shape in shapes.items())
-    return Decoded(signature, rows, pieces, form, templatable=False)
+    signature = []
+    for spec in model.fed(tensors):
+        piece, shape = full_tensor(model, spec, *tensors[spec.name])
+        pieces.append(piece)
+        shapes[spec.name] = shape
+        signature.append((spec.name, shape[1:] if model.has_rows(spec) else shape))
+    rows = common_rows(model, shapes)
+    return Decoded(tuple(signature), rows, pieces, form, templatable=False)
 
 
 def _parameters(parameters: dict[str, Any]) -> tuple[bool, int]:

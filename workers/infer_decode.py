@@ -41,9 +41,9 @@ def decode_infer(model: Model, message: bytes) -> Decoded:
     tensors = _raw_tensors(model, request) if raw else _typed_tensors(model, request)
     check_missing(model, tensors)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    rows = common_rows(model, shapes) if shapes else 1
-    form = InferForm(request.id, _requested_outputs(model, request), raw or _wants_binary(request), timing)
-    present = [tensors[spec.name] for spec in model.inputs if spec.name in tensors]
+    rows = common_rows(model, shapes)
+    form = InferForm(request.id, _requested_outputs(model, request), _answers_raw(request), timing)
+    present = [tensors[spec.name] for spec in model.fed(tensors)]
     in_order = [tensor.name for tensor in request.inputs] == [tensor.spec.name for tensor in present]
     pieces = [tensor.piece for tensor in present]
     return Decoded(_signature(model, present), rows, pieces, form, raw and in_order, timeout_ns)
@@ -168,9 +168,12 @@ def _packed(datatype: Datatype, name: str, values: Any) -> bytes:
     return packed.tobytes()
 
 
-def _wants_binary(request: pb.ModelInferRequest) -> bool:
-    """Typed input gets typed output unless every requested output asks for `binary_data`."""
-    return bool(request.outputs) and all(output.parameters["binary_data"].bool_param for output in request.outputs)
+def _answers_raw(request: pb.ModelInferRequest) -> bool:
+    """Typed input gets typed output unless every requested output asks for `binary_data`; what says nothing of either,
+    such as a request without inputs, gets raw contents, which every client reads."""
+    if not any([tensor.HasField("contents") for tensor in request.inputs]):
+        return True
+    return bool(request.outputs) and all([output.parameters["binary_data"].bool_param for output in request.outputs])
 
 
 def _requested_outputs(model: Model, request: pb.ModelInferRequest) -> tuple[RequestedOutput, ...]:
@@ -194,5 +197,6 @@ def _requested_outputs(model: Model, request: pb.ModelInferRequest) -> tuple[Req
 
 
 def _signature(model: Model, present: list[_Tensor]) -> Signature:
-    first = 1 if model.batchable else 0
-    return tuple([(tensor.spec.name, tensor.shape[first:]) for tensor in present])
+    return tuple(
+        [(tensor.spec.name, tensor.shape[1:] if model.has_rows(tensor.spec) else tensor.shape) for tensor in present]
+    )

@@ -8,8 +8,8 @@ import numpy as np
 from nexus_grpc.ipc.errors import InvalidInput
 
 from .model import Model, Shape, TensorSpec, shape_fits, shape_text
-from .shapes import check_shape, feature_count, resolve_row
-from .tensors import BOOL, BYTES, Array, Piece, text_array
+from .shapes import check_shape, feature_count, resolve_row, row_shape
+from .tensors import BOOL, BYTES, Array, Piece, is_float, text_array
 
 # Source: protobuf's JSON mapping of double; null is how tables of data (pandas, R) write what is missing.
 _NOT_FINITE = {None: math.nan, "NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -65,14 +65,22 @@ def number_piece(spec: TensorSpec, values: list[Any], what: str, field: str) -> 
     dtype = spec.datatype.dtype
     try:
         with np.errstate(over="raise", invalid="raise"):
-            if dtype.kind == "f":
-                return np.array(values, dtype=np.float64).astype(dtype).tobytes()
+            if is_float(dtype):
+                return _rounded(np.array(values, dtype=np.float64), dtype).tobytes()
             exact = [int(value) for value in values]
             if exact == values:
                 return np.array(exact, dtype=dtype).tobytes()
     except (OverflowError, FloatingPointError, ValueError):
         pass
     raise _misfit(spec, values, what, field)
+
+
+def _rounded(values: Array, dtype: Any) -> Array:
+    """Raises FloatingPointError, under errstate, where a number is too large for the dtype."""
+    rounded = values.astype(dtype)
+    if dtype.kind == "V" and (np.isinf(rounded) != np.isinf(values)).any():  # ml_dtypes tells numpy nothing of it
+        raise FloatingPointError
+    return rounded
 
 
 def _misfit(spec: TensorSpec, values: list[Any], what: str, field: str) -> InvalidInput:
@@ -87,8 +95,8 @@ def _misfit(spec: TensorSpec, values: list[Any], what: str, field: str) -> Inval
 def _fits(value: float, dtype: Any) -> bool:
     try:
         with np.errstate(over="raise", invalid="raise"):
-            if dtype.kind == "f":
-                np.float64(value).astype(dtype)
+            if is_float(dtype):
+                _rounded(np.array([value], dtype=np.float64), dtype)
                 return True
             np.array([int(value)], dtype=dtype)
             return int(value) == value
@@ -143,12 +151,14 @@ def row_tensor(model: Model, spec: TensorSpec, shape: Shape, data: list[Any]) ->
     """
     values, nested = flatten(data, spec.name)
     given = shape or nested
-    row = spec.row_shape if model.batchable or spec.shape[:1] == (-1,) else spec.shape
+    row = row_shape(model, spec)
     if shape and _count(shape) != len(values):
         raise InvalidInput(
             f"input '{spec.name}': expected {_count(shape)} values for shape {shape_text(shape)}, got {len(values)}",
             field=spec.name,
         )
+    if spec.any_rank:
+        return json_piece(spec, values, spec.name), given
     for candidate in (given, given[1:] if given[:1] == (1,) else given):
         if shape_fits(row, candidate):
             return json_piece(spec, values, spec.name), candidate
@@ -173,13 +183,13 @@ def _count(shape: Shape) -> int:
 
 def fed_shape(model: Model, spec: TensorSpec, row: Shape) -> Shape:
     """The shape in a signature: the row's, and a 1 before it where the model has a batch dimension we don't use."""
-    return row if model.batchable or spec.shape[:1] != (-1,) else (1, *row)
+    return row if model.batchable or spec.is_constant or spec.shape[:1] != (-1,) else (1, *row)
 
 
 def json_values(array: Array) -> list[Any]:
     """An output's values, flat, as JSON can carry them: NaN and infinities as the texts protobuf's mapping has."""
     values: list[Any] = array.ravel().tolist()
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if is_float(array.dtype) and not np.isfinite(array).all():
         return [_as_json(value) for value in values]
     if array.dtype == object:
         return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values]

@@ -74,7 +74,7 @@ class LoadOrder:
 def load_model(order: LoadOrder) -> Model:
     """Open, check, warm up. Raises ModelNotServable with the reason; nothing is left behind then."""
     opened = open_session(order.path, order.name, order.policy["session"], order.cores)
-    opened = reshaped(opened, order.config, order.name)
+    opened = _with_declared_shapes(order, reshaped(opened, order.config, order.name))
     _check_config(order, opened)
     model = _model(order, opened)
     _warm_up(order, model)
@@ -88,12 +88,13 @@ def _model(order: LoadOrder, opened: OpenedSession) -> Model:
         slot=order.slot,
         name=order.name,
         version=order.version,
-        inputs=tuple(_with_config(order, spec) for spec in opened.inputs),
+        inputs=opened.inputs,
         outputs=tuple(_with_labels(order, spec) for spec in opened.outputs),
         max_batch_size=max_batch_size,
         batch_limit_is_strict=explicit,
         queue=_queue_policy(order.policy),
         run=opened.run,
+        constants=opened.constants,
         version_names=frozenset({order.version_name}),
     )
     model.decision = decision_of(order.policy.get("decision"), model)
@@ -108,12 +109,32 @@ def _model(order: LoadOrder, opened: OpenedSession) -> Model:
         batching = derived(order.path, opened, order.batching_veto)
         model.batching, model.equal_sizes = batching.text, batching.equal_sizes
         model.max_batch_size = order.default_max_batch_size if batching.is_proved else 0
+    if model.batchable:
+        model.outputs = tuple(_with_rows(spec) for spec in model.outputs)
     return model
 
 
-def _with_config(order: LoadOrder, spec: TensorSpec) -> TensorSpec:
-    declared = next((item for item in order.config.input if item.name == spec.name), None) if order.config else None
-    return dataclasses.replace(spec, optional=declared.optional) if declared is not None else spec
+def _with_declared_shapes(order: LoadOrder, opened: OpenedSession) -> OpenedSession:
+    """Of tensors whose number of dimensions the graph does not say, what config.pbtxt says."""
+    config = order.config
+    if config is None:
+        return opened
+    declarations: tuple[Any, ...] = (*config.input, *config.output)
+    dims = {item.name: tuple(item.dims) for item in declarations if item.dims}
+    rows = (-1,) if config.max_batch_size > 0 else ()
+
+    def declared(spec: TensorSpec) -> TensorSpec:
+        if not spec.any_rank or spec.name not in dims:
+            return spec
+        return dataclasses.replace(spec, shape=(*rows, *dims[spec.name]), any_rank=False)
+
+    inputs, outputs = map(declared, opened.inputs), map(declared, opened.outputs)
+    return dataclasses.replace(opened, inputs=tuple(inputs), outputs=tuple(outputs))
+
+
+def _with_rows(spec: TensorSpec) -> TensorSpec:
+    """An output of a batched model, whatever number of rows the graph declares."""
+    return dataclasses.replace(spec, shape=(-1, *spec.row_shape)) if spec.shape else spec
 
 
 def _with_labels(order: LoadOrder, spec: TensorSpec) -> TensorSpec:
@@ -138,13 +159,24 @@ def _check_config(order: LoadOrder, opened: OpenedSession) -> None:
     batched = order.config.max_batch_size > 0
     if batched:
         for spec in (*opened.inputs, *opened.outputs):
-            if spec.shape[:1] != (-1,):
+            if spec.any_rank:
+                _check_rank(order, spec, spec in opened.outputs)
+            elif spec.shape[:1] not in ((-1,), (1,) if spec in opened.outputs else (-1,)):
                 raise ModelNotServable(
                     f"config.pbtxt of '{order.name}' sets max_batch_size {order.config.max_batch_size}, but"
                     f" '{spec.name}' has the fixed shape {shape_text(spec.shape)}; set max_batch_size: 0"
                 )
-    _check_tensors(order, "input", order.config.input, opened.inputs, batched)
+    _check_tensors(order, "input", order.config.input, (*opened.inputs, *opened.constants), batched)
     _check_tensors(order, "output", order.config.output, opened.outputs, batched)
+
+
+def _check_rank(order: LoadOrder, spec: TensorSpec, is_output: bool) -> None:
+    """Raises ModelNotServable: a batched input must say what a row is. An output is what it is."""
+    if not is_output:
+        raise ModelNotServable(
+            f"config.pbtxt of '{order.name}' sets a max_batch_size, but the model does not say how many dimensions"
+            f" '{spec.name}' has; give its dims in config.pbtxt"
+        )
 
 
 def _check_tensors(order: LoadOrder, kind: str, declared: Any, specs: tuple[TensorSpec, ...], batched: bool) -> None:
@@ -162,8 +194,11 @@ def _check_tensors(order: LoadOrder, kind: str, declared: Any, specs: tuple[Tens
                 f"config.pbtxt of '{order.name}': {kind} '{item.name}' is {wanted}, the model has"
                 f" {spec.datatype.config}"
             )
-        shape = spec.row_shape if batched or len(item.dims) == len(spec.shape) - 1 else spec.shape
-        if item.dims and not (shape_fits(shape, tuple(item.dims)) or shape_fits(tuple(item.dims), shape)):
+        has_rows = not spec.is_constant and (batched or len(item.dims) == len(spec.shape) - 1)
+        shape = spec.row_shape if has_rows else spec.shape
+        if item.dims and not (
+            spec.any_rank or shape_fits(shape, tuple(item.dims)) or shape_fits(tuple(item.dims), shape)
+        ):
             raise ModelNotServable(
                 f"config.pbtxt of '{order.name}': {kind} '{item.name}' has dims {list(item.dims)}, the model has"
                 f" {shape_text(shape)}"
@@ -199,7 +234,7 @@ def _warmup_array(order: LoadOrder, model: Model, name: str, item: Any, batch_si
         )
     if item.WhichOneof("input_data_type") == "input_data_file":
         return _warmup_file(order, spec, shape, item.input_data_file)
-    if item.random_data and spec.datatype.dtype.kind == "f":
+    if item.random_data and spec.datatype.is_float:
         return np.random.default_rng(7).random(shape).astype(spec.datatype.dtype)
     return zeros(spec, shape)
 
@@ -240,6 +275,8 @@ def config_of(order: LoadOrder, model: Model) -> config_pb.ModelConfig:
     if model.batchable and not config.HasField("dynamic_batching"):
         config.dynamic_batching.SetInParent()
     _complete(config.input, config_pb.ModelInput, model.inputs, model.batchable)
+    for item, spec in zip(config.input, model.inputs, strict=True):
+        item.optional = spec.optional
     _complete(config.output, config_pb.ModelOutput, model.outputs, model.batchable)
     return config
 

@@ -1,7 +1,7 @@
 """What a worker knows of a loaded model version, apart from its ONNX Runtime session."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,17 +19,26 @@ EqualSizes = tuple[tuple[tuple[str, int], ...], ...]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An input or output as clients see it. `shape` has -1 for dynamic dimensions, batch dimension included."""
+    """An input or output as clients see it. `shape` has -1 for dynamic dimensions, batch dimension included.
+
+    any_rank: the number of dimensions is not declared, and `shape` empty.
+    is_constant: an initialiser that a request may override: it holds no rows, whatever the other inputs do.
+    """
 
     name: str
     datatype: Datatype
     shape: Shape
     optional: bool = False
     labels: tuple[str, ...] = ()
+    any_rank: bool = False
+    is_constant: bool = False
 
     @property
     def row_shape(self) -> Shape:
         return self.shape[1:]
+
+    def fits(self, shape: Shape) -> bool:
+        return self.any_rank or shape_fits(self.shape, shape)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,6 +93,8 @@ class Model:
     decision: Decision | None = None
     batching: str = ""
     equal_sizes: EqualSizes = ()
+    # Initialisers that requests may override; they are not among the inputs.
+    constants: tuple[TensorSpec, ...] = ()
     templates: Any = None
     template_misses: int = 0
     # The output that holds class probabilities, or -1.
@@ -94,7 +105,7 @@ class Model:
         self.template_misses = 0
         self.version_names |= {"", self.version, f"v{self.version}"}
         for index, spec in reversed(list(enumerate(self.outputs))):
-            if spec.name.lower().startswith(PROBABILITIES_PREFIX) and spec.datatype.dtype.kind == "f":
+            if spec.name.lower().startswith(PROBABILITIES_PREFIX) and spec.datatype.is_float:
                 self.probabilities_index = index
 
     def as_arm(self, slot: int, variant: str) -> "Model":
@@ -121,9 +132,11 @@ class Model:
 
         What is proved of rows holds for rows that are not empty and whose dimensions of one name are of one size.
         """
+        shapes = dict(signature)
+        if self.constants and any(spec.name in shapes for spec in self.constants):
+            return False
         if self.batch_limit_is_strict:
             return True
-        shapes = dict(signature)
         if any(0 in shape for shape in shapes.values()):
             return False
         return all(
@@ -138,7 +151,19 @@ class Model:
         self.queue = dataclasses.replace(self.queue, max_queue_delay_ns=0)
 
     def input_named(self, name: str) -> TensorSpec | None:
-        return next((spec for spec in self.inputs if spec.name == name), None)
+        """What a request may feed."""
+        for spec in self.inputs:
+            if spec.name == name:
+                return spec
+        return next((spec for spec in self.constants if spec.name == name), None)
+
+    def has_rows(self, spec: TensorSpec) -> bool:
+        """Whether a request's tensor leads with the rows that make a batch."""
+        return self.batchable and not spec.is_constant
+
+    def fed(self, tensors: Mapping[str, object]) -> list[TensorSpec]:
+        """What of it the request feeds, in the model's order."""
+        return [spec for spec in (*self.inputs, *self.constants) if spec.name in tensors]
 
     def output_index(self, name: str) -> int:
         """Position of an output, or -1."""

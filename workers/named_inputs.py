@@ -16,11 +16,10 @@ def decode_named_row(model: Model, tensors: dict[str, tuple[Shape, list[Any]]], 
     pieces: list[Piece] = []
     signature = []
     check_known(model, tensors)
-    for spec in model.inputs:
-        if spec.name in tensors:
-            piece, row = row_tensor(model, spec, *tensors[spec.name])
-            pieces.append(piece)
-            signature.append((spec.name, fed_shape(model, spec, row)))
+    for spec in model.fed(tensors):
+        piece, row = row_tensor(model, spec, *tensors[spec.name])
+        pieces.append(piece)
+        signature.append((spec.name, fed_shape(model, spec, row)))
     return Decoded(tuple(signature), 1, pieces, form, templatable=False)
 
 

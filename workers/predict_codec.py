@@ -1,6 +1,7 @@
 """nexus.v1 Predict and BatchPredict: flat features in, a prediction out. Decoders raise only InvalidInput."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,8 @@ from .named_inputs import decode_named_row, python_list
 from .requests import Decoded, Timings
 from .results import BatchResult
 from .shapes import common_rows, feature_count, resolve_row
-from .tensors import BOOL, BYTES, Array, Piece, text_array
+from .tensors import BF16, BOOL, BYTES, Array, Piece, is_float, text_array
 
-_FLOAT_KINDS = "fc"
 ONE_KIND_OF_INPUT = "send either features, or texts, or inputs"
 
 
@@ -30,12 +30,13 @@ def decode_predict(model: Model, message: bytes) -> Decoded:
         if request.features or request.texts:
             raise InvalidInput(ONE_KIND_OF_INPUT, field="inputs")
         tensors = {name: (tuple(tensor.shape), python_list(tensor.data)) for name, tensor in request.inputs.items()}
-        form = PredictForm(model.inputs[0], request.request_id, request.nexus_timing)
-        return decode_named_row(model, tensors, form)
+        return decode_named_row(model, tensors, PredictForm(None, request.request_id, request.nexus_timing))
+    if takes_nothing(model, request.features, request.texts):
+        return Decoded((), 1, [], PredictForm(None, request.request_id, request.nexus_timing), templatable=False)
     spec = single_input(model)
     piece, row = row_piece(model, spec, list(request.features), list(request.texts))
     form = PredictForm(spec, request.request_id, request.nexus_timing)
-    signature = ((spec.name, fed_shape(model, spec, row)),)
+    signature = ((spec.name, features_shape(model, spec, row)),)
     return Decoded(signature, 1, [piece], form, templatable=spec.datatype is not BYTES)
 
 
@@ -84,6 +85,22 @@ def _check_addressee(model: Model, request: Any) -> None:
         raise InvalidInput("model_id and model_version must appear once in the message, and first", field="model_id")
 
 
+def takes_nothing(model: Model, features: Sequence[Any], texts: Sequence[str]) -> bool:
+    """Whether the model needs no input, and the request has none. Raises InvalidInput where only the first is true."""
+    if any(not spec.optional for spec in model.inputs):
+        return False
+    if not features and not texts:
+        return True
+    optional = ", ".join(f"'{spec.name}'" for spec in model.inputs)
+    what = f"needs no input; name those that it may have in `inputs`: {optional}" if optional else "takes no input"
+    raise InvalidInput(f"model '{model.name}' {what}", field="features" if features else "texts")
+
+
+def features_shape(model: Model, spec: TensorSpec, row: Shape) -> Shape:
+    """A signature's shape for flat features: an input of any number of dimensions gets one row of them."""
+    return (1, *row) if spec.any_rank else fed_shape(model, spec, row)
+
+
 def single_input(model: Model) -> TensorSpec:
     required = [spec for spec in model.inputs if not spec.optional]
     if len(required) != 1:
@@ -122,7 +139,9 @@ def cast_features(spec: TensorSpec, features: Array) -> bytes:
             cast = features.astype(dtype)
     except FloatingPointError:
         raise _misfit(spec, features) from None
-    if dtype.kind not in _FLOAT_KINDS and (spec.datatype is BOOL or not np.array_equal(cast, features)):
+    if spec.datatype is BF16 and (np.isinf(cast) != np.isinf(features)).any():
+        raise _misfit(spec, features)  # ml_dtypes tells numpy nothing of it
+    if not is_float(dtype) and (spec.datatype is BOOL or not np.array_equal(cast, features)):
         if spec.datatype is BOOL and np.isin(features, (0.0, 1.0)).all():
             return cast.tobytes()
         raise _misfit(spec, features)
@@ -132,10 +151,8 @@ def cast_features(spec: TensorSpec, features: Array) -> bytes:
 def _misfit(spec: TensorSpec, features: Array) -> InvalidInput:
     with np.errstate(all="ignore"):
         cast = features.astype(spec.datatype.dtype)
-        if spec.datatype.dtype.kind in _FLOAT_KINDS:
-            wrong = np.isinf(cast) != np.isinf(features)
-        else:
-            wrong = cast.astype(np.float64) != features
+        infinite = np.isinf(cast) != np.isinf(features)
+        wrong = infinite if spec.datatype.is_float else cast.astype(np.float64) != features
     for index in np.flatnonzero(wrong)[:1].tolist():
         value = features[index].item()
         return InvalidInput(
@@ -162,13 +179,15 @@ class PredictForm:
 
     __slots__ = ("request_id", "spec", "timing")
 
-    def __init__(self, spec: TensorSpec, request_id: str, timing: bool) -> None:
+    def __init__(self, spec: TensorSpec | None, request_id: str, timing: bool) -> None:
+        # Of features; None where the request has none, and makes no template.
         self.spec = spec
         self.request_id = request_id
         self.timing = timing
 
     def pieces(self, tensors: list[bytes]) -> list[Piece]:
         """The packed doubles of a templated message, cast to the input's dtype. Raises InvalidInput."""
+        assert self.spec is not None
         return [cast_features(self.spec, np.frombuffer(tensors[0], dtype="<f8"))]
 
     def encode_all(self, result: BatchResult, count: int) -> list[bytes] | None:

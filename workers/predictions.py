@@ -15,7 +15,7 @@ from nexus_grpc.ipc.stats import PREDICTION_BUCKETS
 
 from .model import Model
 from .results import BatchResult
-from .tensors import BYTES, Array
+from .tensors import BYTES, Array, is_float
 
 # Lower bounds of the ranges of a number; below the first one is a range of its own.
 BOUNDS = (-1000.0, -100.0, -10.0, -1.0, -0.1, 0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 10.0, 100.0, 1000.0, 10_000.0)
@@ -74,7 +74,7 @@ def count_predictions(result: BatchResult) -> list[int]:
 def _buckets(values: Any, labels: tuple[str, ...]) -> Array:
     if values.dtype == object:
         return np.array([_text_bucket(str(text), labels) for text in values.tolist()], dtype=np.int64)
-    if values.dtype.kind == "f":
+    if is_float(values.dtype):
         ranges: Array = np.searchsorted(BOUNDS, values.astype(np.float64), side="right")
         return ranges
     is_own = (values >= 0) & (values < _LAST)

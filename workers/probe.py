@@ -16,7 +16,7 @@ from nexus_grpc.ipc.errors import NexusError
 
 from .model import Model, Shape, TensorSpec, zeros
 from .session import as_served
-from .tensors import BYTES, Array
+from .tensors import BYTES, Array, is_float
 
 # Alone, sums may be blocked otherwise than in company: 0.005 of the largest value has been seen. Beside other rows of
 # the same number they are not.
@@ -76,7 +76,7 @@ def _sample(spec: TensorSpec, shape: Shape, random: np.random.Generator) -> Arra
     for index, row in enumerate(rows):
         if spec.datatype is BYTES:
             row[...] = ("a", "", "Bc")[index % 3]
-        elif spec.datatype.dtype.kind == "f":
+        elif spec.datatype.is_float:
             largest = 4 if spec.datatype.dtype.itemsize == 2 else 6
             row[...] = random.normal(size=row.shape) * 10.0 ** random.integers(-largest, largest + 1)
         else:
@@ -119,7 +119,7 @@ def _run(model: Model, feeds: dict[str, Array], deadline: float) -> list[Array]:
 
 def _close(one: Array, other: Array, tolerance: float) -> bool:
     """Of floats: within a part of the row's largest value; what is not finite is so in both."""
-    if one.dtype.kind != "f":
+    if not is_float(one.dtype):
         return bool(np.array_equal(one, other))
     first, second = np.asarray(one, np.float64), np.asarray(other, np.float64)
     finite = np.isfinite(first) & np.isfinite(second)

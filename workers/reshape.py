@@ -59,7 +59,7 @@ def _reshapes(declared: Any, specs: tuple[TensorSpec, ...], batched: bool, name:
         dims, shape = tuple(item.dims), tuple(item.reshape.shape)
         kept = int(batched or len(shape) == len(spec.shape) - 1)
         graph = spec.shape[kept:]
-        if not (shape_fits(graph, shape) or shape_fits(shape, graph)):
+        if not (spec.any_rank or shape_fits(graph, shape) or shape_fits(shape, graph)):
             raise ModelNotServable(
                 f"config.pbtxt of '{name}': '{item.name}' has reshape.shape {list(shape)}, the model has"
                 f" {shape_text(graph)}"
@@ -71,7 +71,8 @@ def _reshapes(declared: Any, specs: tuple[TensorSpec, ...], batched: bool, name:
 def _as_seen(spec: TensorSpec, reshape: Reshape | None) -> TensorSpec:
     if reshape is None:
         return spec
-    return dataclasses.replace(spec, shape=(*spec.shape[: reshape.kept], *reshape.before))
+    rows = (-1,) * reshape.kept if spec.any_rank else spec.shape[: reshape.kept]
+    return dataclasses.replace(spec, shape=(*rows, *reshape.before), any_rank=False)
 
 
 def _run(run: Run, into: dict[str, Reshape], back: list[Reshape | None]) -> Run:

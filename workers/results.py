@@ -8,7 +8,7 @@ from nexus_grpc.ipc.errors import InferenceFailed
 
 from .json_tensors import json_values
 from .model import Model, Shape
-from .tensors import Array, encode_bytes_tensor
+from .tensors import Array, encode_bytes_tensor, is_float
 
 
 class BatchResult:
@@ -66,7 +66,7 @@ class BatchResult:
         if self._finite[index] is None:
             output = self.outputs[index]
             self._finite[index] = output.dtype.kind in "biu" or (
-                output.dtype.kind == "f" and bool(np.isfinite(output).all())
+                is_float(output.dtype) and bool(np.isfinite(output).all())
             )
         if self._finite[index]:
             return self.row_values(index)[row]
@@ -104,7 +104,7 @@ def top_classes(values: Array, count: int, labels: tuple[str, ...]) -> list[byte
     order = np.argsort(-flat.astype(np.float64), kind="stable")[:count]
     found = []
     for index in order.tolist():
-        text = f"{flat[index]:f}:{index}"
+        text = f"{flat[index].item():f}:{index}"
         if index < len(labels):
             text += f":{labels[index]}"
         found.append(text.encode())

@@ -5,19 +5,25 @@ classifiers exported with ZipMap) become a `probabilities` tensor, one column pe
 them is called `label`.
 """
 
+import ctypes
 import dataclasses
+import re
 from typing import Any, Literal
 
 import numpy as np
 
+from nexus_grpc.ipc.datatypes import ONNX_NUMBERS
 from nexus_grpc.ipc.errors import InferenceFailed, InvalidInput, ModelNotServable
+from nexus_grpc.ipc.locales import LOCALE_COMPLAINT, missing_locale
 
+from .graph_inputs import undeclared_ranks
 from .model import Run, Shape, TensorSpec, zeros
 from .onnx_runtime import SHRINK_ARENA, ort, share_arena
-from .tensors import BY_NAME, BY_ONNX, BYTES, Array, Datatype
+from .tensors import BF16, BY_NAME, BY_ONNX, BYTES, Array, Datatype
 
 SEQUENCE_OF_MAPS = {"seq(map(string,tensor(float)))", "seq(map(int64,tensor(float)))"}
 ZIPMAP_LABEL, ZIPMAP_PROBABILITIES = "label", "probabilities"
+_OPTIONAL = re.compile(r"optional\((.+)\)")
 OPTIMISATION_LEVELS = {
     "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -47,6 +53,8 @@ class OpenedSession:
     run: Run
     # The name that the graph gives each leading dimension; None for a fixed or nameless one.
     batch_symbols: frozenset[str | None]
+    # Initialisers that a run may override.
+    constants: tuple[TensorSpec, ...] = ()
 
 
 def open_session(path: str, name: str, options: dict[str, Any], cores: int) -> OpenedSession:
@@ -73,9 +81,10 @@ def open_session(path: str, name: str, options: dict[str, Any], cores: int) -> O
     try:
         session = ort.InferenceSession(path, _session_options(options, cores), providers=providers)
     except Exception as error:
-        raise ModelNotServable(f"model '{name}' cannot be loaded: {_first_line(error, path)}") from None
-    inputs = tuple(_input_spec(name, node) for node in session.get_inputs())
-    return _opened(name, path, session, inputs, _shrinking(options))
+        raise ModelNotServable(f"model '{name}' cannot be loaded: {_reason(error, path)}") from None
+    opened = _opened(name, path, session, _shrinking(options))
+    constants = tuple(_constant_spec(node) for node in session.get_overridable_initializers() if node.type in BY_ONNX)
+    return dataclasses.replace(opened, constants=constants)
 
 
 def _session_options(options: dict[str, Any], cores: int) -> Any:
@@ -104,43 +113,58 @@ def _shrinking(options: dict[str, Any]) -> Shrinking:
     return "always" if options.get("shrink_arena") else "oversize"
 
 
-def _first_line(error: Exception, path: str) -> str:
+def _reason(error: Exception, path: str) -> str:
     """ORT's messages carry source locations and the full path; the first line without the path says what is wrong."""
-    text = str(error).strip().split("\n", 1)[0]
-    return text.replace(path, "model.onnx")
+    text = str(error).strip().split("\n", 1)[0].replace(path, "model.onnx")
+    wanted = LOCALE_COMPLAINT.search(text)
+    return missing_locale(wanted[1]) if wanted else text
 
 
 def _shape(dims: list[Any]) -> Shape:
     return tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in dims)
 
 
-def _datatype(name: str, node: Any) -> Datatype:
-    datatype = BY_ONNX.get(node.type)
+def _datatype(name: str, node: Any, type_: str = "") -> Datatype:
+    datatype = BY_ONNX.get(type_ or node.type)
     if datatype is None:
-        raise ModelNotServable(f"model '{name}': '{node.name}' has type {node.type}, which cannot be served")
+        raise ModelNotServable(
+            f"model '{name}': '{node.name}' has type {node.type}, which cannot be served; export it with tensors alone"
+        )
     return datatype
 
 
-def _input_spec(name: str, node: Any) -> TensorSpec:
-    optional = node.type.startswith("optional(")
-    if optional:
-        raise ModelNotServable(f"model '{name}': input '{node.name}' has type {node.type}, which cannot be served")
-    return TensorSpec(node.name, _datatype(name, node), _shape(node.shape))
+def _input_spec(name: str, node: Any, any_rank: bool) -> TensorSpec:
+    """`optional(tensor(float))` may be left out of a run."""
+    inner = _OPTIONAL.fullmatch(node.type)
+    datatype = _datatype(name, node, inner[1] if inner else "")
+    return TensorSpec(node.name, datatype, _shape(node.shape), optional=inner is not None, any_rank=any_rank)
+
+
+def _output_spec(name: str, node: Any, any_rank: bool) -> TensorSpec:
+    return TensorSpec(node.name, _datatype(name, node), _shape(node.shape), any_rank=any_rank)
+
+
+def _constant_spec(node: Any) -> TensorSpec:
+    return TensorSpec(node.name, BY_ONNX[node.type], _shape(node.shape), optional=True, is_constant=True)
 
 
 def _symbols(nodes: list[Any]) -> frozenset[str | None]:
     return frozenset(node.shape[0] if node.shape and isinstance(node.shape[0], str) else None for node in nodes)
 
 
-def _opened(name: str, path: str, session: Any, inputs: tuple[TensorSpec, ...], shrinking: Shrinking) -> OpenedSession:
+def _opened(name: str, path: str, session: Any, shrinking: Shrinking) -> OpenedSession:
     nodes = session.get_outputs()
     if not nodes:
         raise ModelNotServable(f"model '{name}' has no outputs")
     symbols = _symbols(session.get_inputs())
+    # Of a scalar, and of what has no declared number of dimensions, the session says the same.
+    unclear = [node.name for node in (*session.get_inputs(), *nodes) if not node.shape]
+    any_rank = undeclared_ranks(path) if unclear else frozenset()
+    inputs = tuple(_input_spec(name, node, not node.shape and node.name in any_rank) for node in session.get_inputs())
     maps = [index for index, node in enumerate(nodes) if node.type in SEQUENCE_OF_MAPS]
     run = _plain_run(session, [node.name for node in nodes], shrinking)
     if not maps:
-        outputs = tuple(TensorSpec(node.name, _datatype(name, node), _shape(node.shape)) for node in nodes)
+        outputs = tuple(_output_spec(name, node, not node.shape and node.name in any_rank) for node in nodes)
         return OpenedSession(inputs, outputs, run, symbols)
     if len(maps) > 1:
         raise ModelNotServable(f"model '{name}' has {len(maps)} sequence-of-maps outputs; one can be served")
@@ -191,7 +215,7 @@ def _plain_run(session: Any, names: list[str], shrinking: Shrinking) -> Run:
     if shrinking != "never":
         shrink.add_run_config_entry(*SHRINK_ARENA)
     always = shrinking == "always"
-    session_run = session.run
+    session_run = _bfloat_run(session) if _has_bfloats(session) else session.run
     shrink_next = False
 
     def run(feeds: dict[str, Array], oversize: bool) -> list[Array]:
@@ -204,6 +228,35 @@ def _plain_run(session: Any, names: list[str], shrinking: Shrinking) -> Run:
             raise _run_error(error) from None
 
     return run
+
+
+def _has_bfloats(session: Any) -> bool:
+    return any(BF16.onnx in node.type for node in (*session.get_inputs(), *session.get_outputs()))
+
+
+def _bfloat_run(session: Any) -> Any:
+    """`session.run`, which takes and gives no bfloat16: ONNX Runtime's own values do."""
+
+    def run(names: list[str], feeds: dict[str, Array], options: Any) -> list[Array]:
+        given = {name: _ort_value(array) for name, array in feeds.items()}
+        return [_array_of(value) for value in session.run_with_ort_values(names, given, options)]
+
+    return run
+
+
+def _ort_value(array: Array) -> Any:
+    if array.dtype != BF16.dtype:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    bits = np.ascontiguousarray(array).view(np.uint16)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, ONNX_NUMBERS[BF16.name])
+
+
+def _array_of(value: Any) -> Array:
+    if value.data_type() != BF16.onnx:
+        return value.numpy()  # type: ignore[no-any-return]
+    shape = tuple(value.shape())
+    content = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(content, BF16.dtype).reshape(shape)
 
 
 def _run_error(error: Exception) -> InferenceFailed | InvalidInput:

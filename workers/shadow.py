@@ -18,7 +18,7 @@ from nexus_grpc.ipc.stats import WorkerStats, WorkerWord
 from .model import Model
 from .results import BatchResult
 from .session import as_served
-from .tensors import Array
+from .tensors import Array, is_float
 
 BACKLOG_MAX = 64
 # A batch of large requests may be of hundreds of megabytes.
@@ -141,7 +141,7 @@ def disagreeing(primary: Model, outputs: list[Array], candidate: Model, others: 
     other = _answers(candidate, others, rows)
     if one.shape != other.shape:
         raise ValueError(f"answers of shape {one.shape} and {other.shape}")
-    if one.dtype.kind in "fc" and other.dtype.kind in "fc":
+    if is_float(one.dtype) and is_float(other.dtype):
         same = np.isclose(one, other, RTOL, ATOL, equal_nan=True)
     else:
         same = one == other

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from nexus_grpc.ipc.errors import InvalidInput
 
-from .model import Model, Shape, TensorSpec, shape_fits, shape_text
+from .model import Model, Shape, TensorSpec, shape_text
 
 # A tensor without elements costs its sender nothing, whatever its other dimensions say; real ones (an empty key-value
 # cache, an empty sequence) stay far below this.
@@ -14,7 +14,7 @@ EMPTY_TENSOR_MAX = 1 << 20
 
 def check_shape(model: Model, spec: TensorSpec, shape: Shape) -> None:
     """Raises InvalidInput naming the input, the expected shape and the one that came."""
-    if any(dim < 0 for dim in shape) or not shape_fits(spec.shape, shape):
+    if any(dim < 0 for dim in shape) or not spec.fits(shape):
         raise InvalidInput(
             f"input '{spec.name}' of model '{model.name}': expected shape {shape_text(spec.shape)}, got"
             f" {shape_text(shape)}",
@@ -26,7 +26,7 @@ def check_shape(model: Model, spec: TensorSpec, shape: Shape) -> None:
             " elements",
             field=spec.name,
         )
-    if model.batchable and shape[0] < 1:
+    if model.has_rows(spec) and shape[0] < 1:
         raise InvalidInput(
             f"input '{spec.name}' of model '{model.name}': expected a batch of at least 1 row, got {shape_text(shape)}",
             field=spec.name,
@@ -48,7 +48,10 @@ def common_rows(model: Model, shapes: dict[str, Shape]) -> int:
     """The request's row count. Raises InvalidInput when inputs disagree or the config's limit is passed."""
     if not model.batchable:
         return 1
-    counts = {shape[0] for shape in shapes.values()}
+    constant = {spec.name for spec in model.constants}
+    counts = {shape[0] for name, shape in shapes.items() if name not in constant}
+    if not counts:
+        return 1
     if len(counts) != 1:
         listed = ", ".join(f"'{name}' {shape_text(shape)}" for name, shape in shapes.items())
         raise InvalidInput(f"inputs of model '{model.name}' must have the same batch dimension, got {listed}")
@@ -58,13 +61,20 @@ def common_rows(model: Model, shapes: dict[str, Shape]) -> int:
     return rows
 
 
+def row_shape(model: Model, spec: TensorSpec) -> Shape:
+    """One row's shape, without the batch dimension."""
+    if spec.is_constant or not (model.batchable or spec.shape[:1] == (-1,)):
+        return spec.shape
+    return spec.row_shape
+
+
 def feature_count(model: Model, spec: TensorSpec) -> tuple[int, Shape]:
     """(values per row, shape of one request's row without batch dimension) for the flat-features API.
 
     A single dynamic dimension takes whatever is left over: then the count is 0. Raises InvalidInput when the model has
-    more than one.
+    more than one. An input of any number of dimensions gets the usual two.
     """
-    row = spec.row_shape if model.batchable or spec.shape[:1] == (-1,) else spec.shape
+    row = (-1,) if spec.any_rank else row_shape(model, spec)
     dynamic = sum(dim == -1 for dim in row)
     if dynamic > 1:
         raise InvalidInput(

@@ -1,12 +1,14 @@
 """Datatypes of the Open Inference Protocol, numpy dtypes and ONNX types: one table, and the BYTES encoding.
 
 Source: Open Inference Protocol v2, "Tensor Data Types"; BYTES elements travel raw as a 4-byte little-endian length
-followed by the bytes. BF16 is absent: onnxruntime's Python API has no numpy dtype for it.
+followed by the bytes. BF16's dtype is that of ml_dtypes, which numpy treats as a number of no kind ("V") that it knows.
 """
 
 import dataclasses
 import struct
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -31,8 +33,17 @@ class Datatype:
     def itemsize_bytes(self) -> int:
         return self.dtype.itemsize
 
+    @property
+    def is_float(self) -> bool:
+        return is_float(self.dtype)
 
-def _row(name: str, onnx: str, dtype: str, contents: str, config: str = "") -> Datatype:
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Of a tensor's dtype, in which numpy's kind of no kind is bfloat16."""
+    return dtype.kind in "fV"
+
+
+def _row(name: str, onnx: str, dtype: Any, contents: str, config: str = "") -> Datatype:
     return Datatype(name, f"tensor({onnx})", np.dtype(dtype), contents, f"TYPE_{config or name}")
 
 
@@ -47,6 +58,7 @@ DATATYPES = (
     _row("INT32", "int32", "<i4", "int_contents"),
     _row("INT64", "int64", "<i8", "int64_contents"),
     _row("FP16", "float16", "<f2", ""),
+    _row("BF16", "bfloat16", ml_dtypes.bfloat16, ""),
     _row("FP32", "float", "<f4", "fp32_contents"),
     _row("FP64", "double", "<f8", "fp64_contents"),
     _row("BYTES", "string", "O", "bytes_contents", "STRING"),
@@ -55,6 +67,7 @@ BY_NAME = {row.name: row for row in DATATYPES}
 BY_ONNX = {row.onnx: row for row in DATATYPES}
 BYTES = BY_NAME["BYTES"]
 BOOL = BY_NAME["BOOL"]
+BF16 = BY_NAME["BF16"]
 
 _LENGTH = struct.Struct("<I")
 

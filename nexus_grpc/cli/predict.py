@@ -30,7 +30,7 @@ def predict(
 ) -> None:
     """Predict one row: nexus predict iris 5.1,3.5,1.4,0.2"""
     numbers = parse_features(features or ())
-    if bool(numbers) == bool(text):
+    if numbers and text:
         raise typer.BadParameter("expected either numbers, such as 5.1,3.5,1.4,0.2, or --text", param_hint="FEATURES")
     from google.protobuf.json_format import MessageToDict
 

@@ -14,4 +14,5 @@ ONNX_NUMBERS = {
     "FP64": 11,
     "UINT32": 12,
     "UINT64": 13,
+    "BF16": 16,
 }

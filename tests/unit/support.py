@@ -199,14 +199,17 @@ class Graph:
     """A graph to be written: values are (name, TensorProto type, shape)."""
 
     nodes: Sequence[onnx.NodeProto]
-    inputs: Sequence[tuple[str, int, Sequence[int | str]]]
-    outputs: Sequence[tuple[str, int, Sequence[int | str]]]
+    inputs: Sequence[tuple[str, int, Sequence[int | str] | None]]
+    outputs: Sequence[tuple[str, int, Sequence[int | str] | None]]
     constants: Iterable[onnx.TensorProto] = ()
 
     def save(self, folder: Path) -> str:
         """Write it as model.onnx and return the path."""
         values = [
-            [helper.make_tensor_value_info(name, kind, list(shape)) for name, kind, shape in tensors]
+            [
+                helper.make_tensor_value_info(name, kind, None if shape is None else list(shape))
+                for name, kind, shape in tensors
+            ]
             for tensors in (self.inputs, self.outputs)
         ]
         graph = helper.make_graph(self.nodes, "g", *values, initializer=list(self.constants))

@@ -147,7 +147,6 @@ def test_predict_text_as_json(server: Server) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["iris"],
         ["iris", "1,two"],
         ["iris", "1", "--jsom"],
         ["iris", "1", "--text", "a"],

@@ -172,7 +172,7 @@ def test_open_inference_by_rest() -> None:
         (v2(dat=[1]), r'unknown field "dat" in inputs\[0\]; did you mean "data"\?'),
         (v2(parameters={"binary_data_size": 8}), "binary travel by gRPC only"),
         ({"inputs": []}, "missing: x"),
-        ({}, 'field "inputs" is missing'),
+        ({}, "model .m. expects inputs .x.; missing: x"),
         ({"inputs": [v2()["inputs"][0]] * 2}, "input 'x' appears twice"),  # type: ignore[index]
         (v2() | {"outputs": [{"name": "z"}]}, "unexpected output 'z'"),
         (v2() | {"outputs": [{"name": "y", "parameters": {"classification": -1}}]}, "classification"),

@@ -1,5 +1,6 @@
 """JSON values as tensors."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -148,5 +149,14 @@ def test_what_json_cannot_carry_travels_as_text() -> None:
     assert json_values(np.array(["ä", b"b"], dtype=object)) == ["ä", "b"]
 
 
+def test_bfloat16_rounds_and_has_limits() -> None:
+    piece = json_piece(spec("x", "BF16", 2), [1.5, 1.00390625], "x")
+    assert piece == b"\xc0\x3f\x80\x3f"
+    with pytest.raises(InvalidInput, match=r"value of 'x', 1 \(1e\+39\) does not fit BF16"):
+        json_piece(spec("x", "BF16", 2), [1.0, 1e39], "x")
+    values = np.array([0.5, np.nan, -np.inf], ml_dtypes.bfloat16)
+    assert json_values(values) == [0.5, "NaN", "-Infinity"]
+
+
 def test_the_table_of_datatypes_is_covered() -> None:
-    assert {*INTEGERS, "BOOL", "BYTES", "FP16", "FP32", "FP64"} == set(BY_NAME)
+    assert {*INTEGERS, "BOOL", "BYTES", "FP16", "BF16", "FP32", "FP64"} == set(BY_NAME)

@@ -156,12 +156,12 @@ def test_batches_of_a_fixed_shape(tmp_path: Path) -> None:
         load_model(load_order(graph.save(tmp_path), config("max_batch_size: 4")))
 
 
-def test_optional_inputs_labels_and_queue_policy(tmp_path: Path) -> None:
+def test_needed_inputs_labels_and_queue_policy(tmp_path: Path) -> None:
     policy = {**POLICY, "max_queue_delay_ns": 5, "preferred_batch_sizes": [2, 4], "default_timeout_ns": 7}
     declared = config('input { name: "x" data_type: TYPE_FP32 dims: [2] optional: true }')
     order = load_order(one_node("Relu").save(tmp_path), declared, labels={"y": ("a", "b")}, policy=policy)
     model = load_model(order)
-    assert model.inputs[0].optional
+    assert not model.inputs[0].optional  # without it there is no run, whatever the config says
     assert model.outputs[0].labels == ("a", "b")
     assert (model.queue.max_queue_delay_ns, model.queue.preferred_batch_sizes) == (5, (2, 4))
     assert not model.queue.allow_timeout_override
@@ -279,10 +279,15 @@ def test_the_config_in_force_says_why_requests_are_batched(tmp_path: Path) -> No
     assert vetoed.startswith("requests are not batched: sample rows did this; if its rows")
 
 
-def test_an_output_declared_with_a_fixed_first_dimension_is_not_batched(tmp_path: Path) -> None:
-    graph = dataclasses.replace(one_node("Relu"), outputs=[("y", FLOAT, [1, 2])])
-    model = load_model(load_order(graph.save(tmp_path)))
-    assert (model.max_batch_size, "'y' is declared with" in model.batching) == (0, True)
+@pytest.mark.parametrize("words", ["", "max_batch_size: 16"], ids=["proved", "owner"])
+@pytest.mark.parametrize("declared", [[1, 2], None], ids=["one row", "nothing"])
+def test_what_an_output_declares_of_its_rows_is_not_believed(declared: list[int], words: str, tmp_path: Path) -> None:
+    """Exporters of trees write 1."""
+    graph = dataclasses.replace(one_node("Relu"), outputs=[("y", FLOAT, declared)])
+    model = load_model(load_order(graph.save(tmp_path), config(words) if words else None))
+    assert model.max_batch_size == 16
+    assert model.outputs[0].shape == ((-1, 2))
+    assert model.run({"x": np.ones((3, 2), np.float32)}, False)[0].shape == (3, 2)
 
 
 def test_a_veto_of_the_trial_stands_against_the_proof_and_not_against_the_owner(tmp_path: Path) -> None:
