@@ -12,11 +12,13 @@ from nexus_grpc.rest.static_files import StaticFile, static_files
 
 JSON_TYPE = "(?i)application/json[ \\t]*(;.*)?"
 FORM_TYPE = "(?i)multipart/form-data[ \\t]*(;.*)?"
-_NOT_JSON = "the body must be JSON; send it with Content-Type: application/json"
+# None at all, or what curl -d says of any body. The front reads it as JSON, and only an object will do.
+UNTYPED = "(?i)(application/x-www-form-urlencoded[ \\t]*(;.*)?)?"
+_NOT_JSON = "the body must be JSON; send it with Content-Type: application/json (which pages of a browser must)"
 _NOT_A_FORM = "the body must be a form (Content-Type: multipart/form-data) with the model as `file`, and `id`"
 # gRPC and gRPC-web clients may use the same port. The twin (nexus.http.v1) is not among them.
 GRPC_PREFIXES = ("/nexus.v1.", "/inference.", "/grpc.")
-METRICS_PATHS = ("/metrics", "/metrics/json")
+METRICS_PATHS = ("/metrics", "/metrics/prom", "/metrics/json")
 # A body in pieces is kept to be sent again for so many bytes only. Should a front be away, Envoy must turn to another
 # before more than these have come: it says 507 otherwise (tested; it waits for up to 25 ms by itself).
 PIECES_KEPT_BYTES, PIECES_BACK_OFF = 8 << 20, "0.001s"
@@ -46,11 +48,21 @@ _WITHOUT_CREDENTIAL = (
         "treat_missing_header_as_empty": True,
     },
 )
+# Browsers let any page send a body with no type, or a form's, without asking (CSRF). So from a page JSON must be called
+# so, which takes a preflight. All browsers say with a POST that a page sends it; what says nothing is a program. (Those
+# of before 2020 did not with forms, whose bodies are no JSON objects: their braces are escaped, or there is nothing.)
+_FROM_NO_PAGE = (
+    {"name": "origin", "present_match": True, "invert_match": True},
+    {"name": "sec-fetch-site", "present_match": True, "invert_match": True},
+    {"name": "content-length", "string_match": {"exact": "0"}, "invert_match": True},
+)
 # A body of unknown length may come all the same (Envoy shows no transfer-encoding here): the front reads it as JSON.
 _NO_BODY = (
     {"name": "content-type", "present_match": True, "invert_match": True},
     {"name": "content-length", "string_match": {"safe_regex": {"regex": "0?"}}, "treat_missing_header_as_empty": True},
 )
+# Tells the script in bootstrap.yaml to take the body away.
+HEAD_HEADER = "x-nexus-head"
 _IS_GRPC = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
 _PREVIOUS_HOSTS = "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
 _ANY = {"safe_regex": {"regex": ".*"}}
@@ -149,7 +161,8 @@ def _routes(
     answers += [_Answer(Binding("GET", path), metrics) for path in METRICS_PATHS]
     answers += [_Answer(binding, _refusal(501, text)) for binding, text in PLANNED]
     for file in static_files():
-        answers += [_Answer(Binding(verb, file.path), _static(file)) for verb in ("GET", "HEAD")]
+        answers.append(_Answer(Binding("GET", file.path), _static(file)))
+    heads = [_head_of(answer) for answer in answers if answer.binding.verb == "GET"]
     # Behind the others, so that predictions need not be held against them first.
     changes = [answer for method in methods if method.is_change for answer in _transcoded(method, change_timeout_s)]
     yield from _served(answers)
@@ -158,7 +171,9 @@ def _routes(
     if "*" not in cors_origins or certificates:
         yield from _foreign_pages(changes, cors_origins)
     yield from _served(changes)
-    yield from _refusals([*answers, *changes])
+    yield from _served(heads)
+    yield from _served_untyped([*answers, *changes])
+    yield from _refusals([*answers, *heads, *changes])
     yield {"match": {"prefix": "/"}, **_refusal(404, "no such path; GET /docs lists the routes")}
 
 
@@ -178,12 +193,34 @@ def _transcoded(method: HttpMethod, timeout_s: float) -> Iterable[_Answer]:
         )
 
 
+def _head_of(answer: _Answer) -> _Answer:
+    """HEAD where GET works (RFC 9110, 9.3.2). What Envoy and the metrics answer has no body already."""
+    binding = dataclasses.replace(answer.binding, verb="HEAD")
+    if answer.action.get("route", {}).get("cluster") != "fronts":
+        return dataclasses.replace(answer, binding=binding)
+    action = {**answer.action, "response_headers_to_add": [_header(HEAD_HEADER, "1")]}
+    return dataclasses.replace(answer, binding=binding, action=action)
+
+
 def _served(answers: list[_Answer]) -> Iterable[dict[str, Any]]:
     # Exact before template: /models/info before /models/{id}.
     for answer in sorted(answers, key=lambda answer: not answer.binding.is_exact):
         yield {"match": {**_path_match(answer.binding), "headers": _wanted(answer)}, **answer.action}
         if answer.body_type and answer.body_optional:
             headers = [_verb_is(answer.binding.verb), *_query_fits(answer), *_NO_BODY]
+            yield {"match": {**_path_match(answer.binding), "headers": headers}, **answer.action}
+
+
+def _served_untyped(answers: list[_Answer]) -> Iterable[dict[str, Any]]:
+    """JSON that is not called so, from programs. Behind all others, which need not be held against these first."""
+    is_untyped = {
+        "name": "content-type",
+        "string_match": {"safe_regex": {"regex": UNTYPED}},
+        "treat_missing_header_as_empty": True,
+    }
+    for answer in sorted(answers, key=lambda answer: not answer.binding.is_exact):
+        if answer.body_type == JSON_TYPE:
+            headers = [_verb_is(answer.binding.verb), *_query_fits(answer), is_untyped, *_FROM_NO_PAGE]
             yield {"match": {**_path_match(answer.binding), "headers": headers}, **answer.action}
 
 

@@ -78,5 +78,7 @@ def _add_method(service: descriptor_pb2.ServiceDescriptorProto, method: HttpMeth
     for number, binding in enumerate(method.bindings):
         target = rule.additional_bindings.add() if number else rule
         setattr(target, binding.verb.lower(), binding.template)
+        if binding.verb == "GET":
+            rule.additional_bindings.add(custom=http_pb2.CustomHttpPattern(kind="HEAD", path=binding.template))
         if method.has_body:
             target.body = "*" if method.client_streaming else "body"

@@ -74,8 +74,13 @@ def _application(current: Callable[[], MetricsSources], registry: CollectorRegis
     prometheus = make_wsgi_app(registry)
 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] == "HEAD":
+            return _head(answer, environ, start_response)
+        return answer(environ, start_response)
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+        if environ["REQUEST_METHOD"] != "GET":
             return _error(environ, start_response, "405 Method Not Allowed", Code.UNIMPLEMENTED, "this path takes GET")
         try:
             if admit is not None:
@@ -83,15 +88,25 @@ def _application(current: Callable[[], MetricsSources], registry: CollectorRegis
         except NexusError as error:
             status = f"{http_status(error.code)} {http.HTTPStatus(http_status(error.code)).phrase}"
             return _error(environ, start_response, status, error.code, error.message)
-        if path in ("/metrics", "/"):
+        if path in ("/metrics", "/metrics/prom", "/"):
             return prometheus(environ, start_response)  # type: ignore[no-any-return]
         if path == "/metrics/json":
             body = json.dumps(summary_of(current(), time.time())).encode()
             return _send(start_response, "200 OK", body)
-        message = "no such path here; there are /metrics and /metrics/json"
+        message = "no such path here; there are /metrics (or /metrics/prom) and /metrics/json"
         return _error(environ, start_response, "404 Not Found", Code.NOT_FOUND, message)
 
     return application
+
+
+def _head(answer: Any, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    """The answer to HEAD: GET's headers, its length among them."""
+    begun: list[Any] = []
+    body = b"".join(answer({**environ, "REQUEST_METHOD": "GET"}, lambda *said: begun.append(said)))
+    status, headers = begun[0][:2]
+    kept = [(name, value) for name, value in headers if name.lower() != "content-length"]
+    start_response(status, [*kept, ("Content-Length", str(len(body)))])
+    return []
 
 
 class _Caller:

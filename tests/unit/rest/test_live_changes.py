@@ -2,14 +2,18 @@
 
 import hashlib
 import os
+import pathlib
 import re
 
 import psutil
 import pytest
 
+from nexus_grpc.rest.bootstrap import EnvoyOptions
 from nexus_grpc.rest.http_rules import Binding, http_methods
+from tests.harness import free_port
 from tests.integration.rest import Answer, Raw, assert_error, call, get, post
 from tests.unit.rest.conftest import MAX_BODY, ORIGIN, TIMEOUT_S, UPLOAD_TIMEOUT_S
+from tests.unit.rest.live import running_envoy
 
 MIB = 1 << 20
 FORM = "multipart/form-data; boundary=b"
@@ -69,10 +73,41 @@ def test_a_change_may_have_no_body(rest_port: int, sent: bytes) -> None:
 def test_a_change_has_no_body_of_another_kind(rest_port: int) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", FORM):
         assert_error(post(rest_port, "/admin/reload", b"", Content_Type=kind), 415)
-    with Raw(rest_port) as raw:
-        raw.send(b"POST /admin/reload HTTP/1.1\r\nHost: nexus\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")
-        assert raw.answers(3).startswith(b"HTTP/1.1 415")
-    assert_error(post(rest_port, "/predict", b"", Content_Type=""), 415)
+    assert_error(post(rest_port, "/admin/reload", b"{}", Content_Type="text/plain"), 415)
+
+
+JSON_BODIES = [
+    binding
+    for method in http_methods()
+    if method.has_body and not method.client_streaming
+    for binding in method.bindings
+]
+
+
+@pytest.mark.parametrize("binding", JSON_BODIES, ids=name_of)
+def test_programs_need_not_call_json_json(rest_port: int, binding: Binding) -> None:
+    """`curl -d` says that any body is a form's."""
+    for kind in ("", "application/x-www-form-urlencoded"):
+        answer = send(rest_port, binding, Content_Type=kind)
+        assert answer.status == 200, answer
+        assert dict(answer.json["fields"])[15].endswith("{}")
+
+
+@pytest.mark.parametrize("binding", JSON_BODIES, ids=name_of)
+def test_pages_must(rest_port: int, binding: Binding) -> None:
+    """Any page may have its visitor's browser send these without a preflight: even our own pages need a type."""
+    for kind in ("", "application/x-www-form-urlencoded", "text/plain", FORM):
+        for headers in (*FOREIGN, *FINE[1:]):
+            answer = send(rest_port, binding, Content_Type=kind, **headers)
+            assert_error(answer, 403 if binding in CHANGES and headers in FOREIGN else 415)
+
+
+def test_pages_that_all_may_call_must_too(tmp_path: pathlib.Path) -> None:
+    """cors_origins "*" lets pages of all origins change things, by JSON, after a preflight."""
+    port = free_port()
+    with running_envoy(EnvoyOptions(port=port, cors_origins=("*",), access_log=""), tmp_path):
+        for headers in FOREIGN:
+            assert_error(post(port, "/admin/reload", b"{}", Content_Type="", **headers), 415)
 
 
 def test_the_predictions_are_routes() -> None:

@@ -25,6 +25,8 @@ def test_what_it_answers() -> None:
         status, kind, body = ask(server.port, "/metrics")
         assert (status, kind.split(";")[0]) == (200, "text/plain")
         assert b"nexus_models_loaded 3.0" in body
+        assert ask(server.port, "/metrics/prom")[2] == body
+        assert ask(server.port, "/metrics", "HEAD") == (status, kind, b"")
         status, kind, body = ask(server.port, "/metrics/json")
         assert (status, kind) == (200, "application/json")
         summary = json.loads(body)
