@@ -186,7 +186,7 @@ def _replace_fields(document: Document, fields: dict[str, Document]) -> None:
     for message, replaced in fields.items():
         properties = document["components"]["schemas"][message]["properties"]
         for name, schema in replaced.items():
-            description = properties[name].get("description")
+            description = properties.get(name, {}).get("description")
             properties[name] = {**schema, **({"description": description} if description else {})}
 
 

@@ -101,22 +101,43 @@ def verdict(model: Model, probabilities: Sequence[Any]) -> Verdict:
     """What one row's probabilities (of the model's classes, or of the positive one alone) say; nothing of NaN."""
     if not probabilities or not isinstance(probabilities[0], float) or confidence_of(probabilities) is None:
         return _NOTHING
-    decision = model.decision
-    if decision is None or decision.threshold is None or decision.positive_index >= len(probabilities):
-        return Verdict(_class_name(model, _likeliest(probabilities)))
+    predicted_class = _class_name(model, predicted_index(model, probabilities))
+    decision = _threshold_of(model, probabilities)
+    if decision is None or decision.threshold is None:
+        return Verdict(predicted_class)
     is_positive = probabilities[decision.positive_index] >= decision.limit
-    name = decision.positive_name if is_positive else decision.negative_name
-    return Verdict(_decided_class(model, decision, probabilities, is_positive), name, decision.threshold)
+    return Verdict(
+        predicted_class, decision.positive_name if is_positive else decision.negative_name, decision.threshold
+    )
 
 
-def _decided_class(model: Model, decision: Decision, probabilities: Sequence[float], is_positive: bool) -> str:
-    """The positive class, or the likeliest of the others."""
+def _threshold_of(model: Model, probabilities: Sequence[float]) -> Decision | None:
+    """The decision, where it has a threshold for one of these probabilities."""
+    decision = model.decision
+    is_there = decision is not None and decision.threshold is not None and decision.positive_index < len(probabilities)
+    return decision if is_there else None
+
+
+def predicted_index(model: Model, probabilities: Sequence[Any]) -> int:
+    """The class that these say: the likeliest; with a threshold the positive one, or the likeliest other."""
+    decision = _threshold_of(model, probabilities)
+    if decision is None:
+        return _likeliest(probabilities)
+    is_positive = probabilities[decision.positive_index] >= decision.limit
     if len(probabilities) == 1:
-        return _class_name(model, int(is_positive))
+        return int(is_positive)
     if is_positive:
-        return _class_name(model, decision.positive_index)
+        return decision.positive_index
     others = [-1.0 if index == decision.positive_index else p for index, p in enumerate(probabilities)]
-    return _class_name(model, _likeliest(others))
+    return _likeliest(others)
+
+
+def positive_probability(model: Model, probabilities: Sequence[Any]) -> float | None:
+    """That of the class that a decision is about: the configuration's, else the second of two; None of more classes."""
+    decision = _threshold_of(model, probabilities)
+    if decision is not None:
+        return float(probabilities[decision.positive_index])
+    return float(probabilities[-1]) if len(probabilities) in (1, 2) else None
 
 
 def _likeliest(probabilities: Sequence[float]) -> int:

@@ -25,9 +25,9 @@ class NamedTensor(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PredictBody(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /predict, as nexus.v1.PredictRequest."""
+    """POST /predict, as nexus.v1.PredictRequest. `features` may be rows, each a list."""
 
-    model_id: str
+    model_id: str | msgspec.UnsetType = msgspec.UNSET
     features: list[Any] = []
     model_version: str = ""
     request_id: str = ""
@@ -97,11 +97,17 @@ _AT_PATH = re.compile(r"(.*) - at `(key in )?\$\.?(.*)`", re.DOTALL)
 
 def json_of(message: bytes) -> bytes:
     """The JSON in a message that front/http_calls.py has rewritten: after name and version, in the last field."""
-    _, end = _skip(message, 0)
-    if message[end : end + 1] == bytes([VERSION_FIELD_TAG]):
-        _, end = _skip(message, end)
+    end = 0
+    for tag in (NAME_FIELD_TAG, VERSION_FIELD_TAG):
+        if message[end] == tag:
+            _, end = _skip(message, end)
     start, end = _skip(message, end)
     return message[start:end]
+
+
+def names_model(message: bytes) -> bool:
+    """Whether the front found a model's name in it."""
+    return message[0] == NAME_FIELD_TAG
 
 
 def _skip(message: bytes, offset: int) -> tuple[int, int]:

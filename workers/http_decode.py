@@ -13,9 +13,19 @@ from .http_bodies import (
     PredictBody,
     V2Body,
     json_of,
+    names_model,
     read_body,
 )
-from .http_forms import ApiBatchPredictForm, ApiPredictForm, HttpForm, HttpPredictForm, NamedForm, V2Form
+from .http_forms import (
+    ApiBatchPredictForm,
+    ApiPredictForm,
+    HttpForm,
+    HttpPredictForm,
+    HttpRowsForm,
+    NamedForm,
+    SentinelForm,
+    V2Form,
+)
 from .infer_form import RequestedOutput
 from .json_tensors import feature_numbers, flatten, full_tensor
 from .model import Model, TensorSpec
@@ -31,13 +41,19 @@ MAX_CLASSES = 1 << 31
 def decode_http_predict(model: Model, message: bytes) -> Decoded:
     """POST /predict."""
     body = read_body(PredictBody, json_of(message))
-    _check_addressee(model, "model_id", body.model_id, body.model_version)
-    form = HttpPredictForm(body.request_id, body.nexus_timing)
+    name = body.model_id if names_model(message) or body.model_id else model.name
+    _check_addressee(model, "model_id", name, body.model_version)
+    kind = HttpPredictForm if names_model(message) else SentinelForm
+    form = kind(body.request_id, body.nexus_timing)
     if body.inputs:
         if body.features or body.texts:
             raise InvalidInput(ONE_KIND_OF_INPUT, field="inputs")
         tensors = {name: (tuple(tensor.shape), tensor.data) for name, tensor in body.inputs.items()}
         return decode_named_row(model, tensors, form)
+    if body.features and isinstance(body.features[0], list):
+        if body.texts:
+            raise InvalidInput(ONE_KIND_OF_INPUT, field="texts")
+        return _several_rows(model, body.features, "features", HttpRowsForm(body.request_id, body.nexus_timing))
     return _one_row(model, body.features, body.texts, form)
 
 
@@ -62,24 +78,30 @@ def decode_api_batch_predict(model: Model, message: bytes) -> Decoded:
     _check_addressee(model, "model_name", body.model_name)
     if not body.features_batch:
         raise InvalidInput("invalid input: expected at least 1 row, got 0", field="features_batch")
+    return _several_rows(model, body.features_batch, "features_batch", ApiBatchPredictForm())
+
+
+def _several_rows(model: Model, features: list[Any], field: str, form: HttpForm) -> Decoded:
     spec = single_input(model)
-    if not model.batchable:
-        raise InvalidInput(f"model '{model.name}' takes one row at a time; use /api/v1/predict", field="features_batch")
+    if not model.batchable and len(features) > 1:
+        raise InvalidInput(f"model '{model.name}' takes one row at a time; send each alone", field=field)
     pieces: list[Any] = []
     shapes = set()
-    for index, features in enumerate(body.features_batch):
+    for index, row in enumerate(features):
         try:
-            piece, shape = row_piece(model, spec, feature_numbers(spec, features), [])
+            if not isinstance(row, list):
+                raise InvalidInput("expected a list of features, as the rows before it")
+            piece, shape = row_piece(model, spec, feature_numbers(spec, row), [])
         except InvalidInput as error:
-            raise InvalidInput(f"row {index}: {error.message}", field=f"features_batch[{index}]") from None
+            raise InvalidInput(f"row {index}: {error.message}", field=f"{field}[{index}]") from None
         pieces.append(piece)
         shapes.add(shape)
     if len(shapes) != 1:
-        raise InvalidInput("all rows must have the same number of features", field="features_batch")
-    row = shapes.pop()
-    rows = common_rows(model, {spec.name: (len(pieces), *row)})
+        raise InvalidInput("all rows must have the same number of features", field=field)
+    shape = shapes.pop()
+    rows = common_rows(model, {spec.name: (len(pieces), *shape)})
     joined = np.concatenate(pieces) if spec.datatype is BYTES else b"".join(pieces)
-    return Decoded(((spec.name, row),), rows, [joined], ApiBatchPredictForm(), templatable=False)
+    return Decoded(((spec.name, fed_shape(model, spec, shape)),), rows, [joined], form, templatable=False)
 
 
 def decode_v1_infer(model: Model, message: bytes) -> Decoded:
@@ -173,7 +195,7 @@ def _requested(model: Model, body: V2Body) -> tuple[RequestedOutput, ...]:
     return tuple(requested)
 
 
-def _check_addressee(model: Model, field: str, name: str, version: str = "") -> None:
+def _check_addressee(model: Model, field: str, name: Any, version: str = "") -> None:
     """The front found the name without parsing. They must agree."""
     if name != model.name or version not in model.version_names:
         raise InvalidInput(f"{field} and the version must appear once in the body, at its top level", field=field)

@@ -7,7 +7,7 @@ import msgspec
 
 from nexus_grpc.ipc.wire import json_body
 
-from .decisions import confidence_of, verdict
+from .decisions import confidence_of, positive_probability, predicted_index, verdict
 from .infer_form import RequestedOutput
 from .json_tensors import json_values, nested
 from .model import Model
@@ -56,7 +56,7 @@ class HttpPredictForm(HttpForm):
         answer = {
             "model_id": model.name,
             "request_id": request_id,
-            **_claims(result, first),
+            **self.claims(result, first, last),
             "latency_ms": timings.total_us / 1000,
             "timestamp": utc_now(),
             "model_version": model.version,
@@ -68,17 +68,65 @@ class HttpPredictForm(HttpForm):
             answer["timing"] = {name: getattr(timings, name) for name in _TIMING_FIELDS}
         return answer
 
+    def claims(self, result: BatchResult, first: int, last: int) -> dict[str, Any]:
+        """What the model says."""
+        return _claims(result, first)
 
+
+class HttpRowsForm(HttpPredictForm):
+    """The same for several rows: what is said of a row is a list, outputs nested as their shape."""
+
+    __slots__ = ()
+
+    def claims(self, result: BatchResult, first: int, last: int) -> dict[str, Any]:
+        model, index = result.model, result.model.probabilities_index
+        arrays = [result.array(number, first, last) for number in range(len(model.outputs))]
+        nests = [nested(json_values(array), array.shape) for array in arrays]
+        claims: dict[str, Any] = {"labels" if model.outputs[0].datatype is BYTES else "prediction": nests[0]}
+        if index >= 0:
+            claims["probabilities"] = nests[index]
+            judged = [_judged(model, result.row_values(index)[row]) for row in range(first, last)]
+            names = [name for name in _JUDGED if any(name in each for each in judged)]
+            claims |= {name: [each.get(name) for each in judged] for name in names}
+        if "threshold_used" in claims:
+            claims["threshold_used"] = next(filter(None.__ne__, claims["threshold_used"]))
+        others = {spec.name: nests[i] for i, spec in enumerate(model.outputs) if i not in (0, index)}
+        return {**claims, "outputs": others} if others else claims
+
+
+class SentinelForm(HttpPredictForm):
+    """The answer to a request that names no model, with the fields that sentinel has, as it has them."""
+
+    __slots__ = ()
+
+    def answer(self, result: BatchResult, first: int, last: int, timings: Timings, request_id: str) -> Any:
+        model, answer = result.model, super().answer(result, first, last, timings, request_id)
+        named = model.version_names - {"", model.version}
+        answer["model_version"] = min(named, key=lambda name: name == f"v{model.version}")
+        answer["variant"] = model.variant if model.is_arm else "A"
+        answer["latency_us"] = timings.total_us
+        probabilities = result.row_values(model.probabilities_index)[first] if "confidence" in answer else []
+        if probabilities:
+            answer["predicted_class"] = predicted_index(model, probabilities)
+            positive = positive_probability(model, probabilities)
+            return answer if positive is None else {"fraud_probability": positive, **answer}
+        said = answer.get("prediction", [])
+        return {**answer, "predicted_class": said[0]} if len(said) == 1 and type(said[0]) is int else answer
+
+
+_JUDGED = ("confidence", "predicted_class", "decision", "threshold_used")
 _TIMING_FIELDS = ("queue_us", "batch_size", "infer_us", "total_us")
 
 
 def _claims(result: BatchResult, row: int) -> dict[str, Any]:
     """What the model says of one row."""
     model, index = result.model, result.model.probabilities_index
-    claims = {"labels" if model.outputs[0].datatype is BYTES else "prediction": result.json_row(0, row)}
+    claims: dict[str, Any] = {"labels" if model.outputs[0].datatype is BYTES else "prediction": result.json_row(0, row)}
     if index >= 0:
         claims["probabilities"] = result.json_row(index, row)
         claims |= _judged(model, result.row_values(index)[row])
+    if len(model.outputs) > 1 and (others := result.others(row)):
+        claims["outputs"] = {name: nested(json_values(array), array.shape or (1,)) for name, array in others.items()}
     return claims
 
 

@@ -239,6 +239,9 @@ def fill_prediction(message: Any, result: BatchResult, row: int) -> None:
         message.probabilities.extend(probabilities)
         message.confidence = confidence_of(probabilities) or 0.0
         message.predicted_class, message.decision, message.threshold_used = verdict(model, probabilities)
+    if len(model.outputs) > 1:
+        for name, array in result.others(row).items():
+            message.outputs[name].extend(array.tolist() if array.ndim else [array.item()])
 
 
 def stage_timings(timings: Timings) -> pb.StageTimings:

@@ -74,6 +74,15 @@ class BatchResult:
             self.row_values(index)  # raises where there are several rows
         return json_values(self.array(index, row, row + 1))
 
+    def others(self, row: int) -> dict[str, Array]:
+        """One row of each output that is neither the first one nor the probabilities, by name."""
+        shown = {0, self.model.probabilities_index}
+        return {
+            spec.name: self.outputs[index][row] if self.is_cut else self.outputs[index]
+            for index, spec in enumerate(self.model.outputs)
+            if index not in shown
+        }
+
     def shape(self, index: int, rows: int) -> Shape:
         return (rows, *self.row_shapes[index]) if self.is_cut else self.row_shapes[index]
 

@@ -41,7 +41,7 @@ _NEEDLES = {
 
 
 def as_hot_request(method: int, message: bytes) -> bytes:
-    """A twin's message, rewritten. Raises InvalidInput when it names no model, or is nothing of the kind."""
+    """A twin's message, rewritten; without a name for /predict of the one model. Raises InvalidInput."""
     if method == Method.HTTP_V2_INFER:
         name, version, body = _split(message)
     else:
@@ -50,7 +50,7 @@ def as_hot_request(method: int, message: bytes) -> bytes:
         name, version = addressee(method, body)
         if version[:1] == b"v" and method == Method.HTTP_V1_INFER:
             version = version[1:]  # its users write "v1"
-    head = length_prefix(1, len(name)) + name
+    head = length_prefix(1, len(name)) + name if name else b""
     if version:
         head += length_prefix(2, len(version)) + version
     return head + length_prefix(BODY_FIELD, len(body)) + body
@@ -105,7 +105,7 @@ def addressee(method: int, body: bytes) -> tuple[bytes, bytes]:
     version = _peek(body, *version_key) if version_key is not None else b""
     if name and version is not None:
         return name, version
-    return _parsed_addressee(body, *KEYS[Method(method)])
+    return _parsed_addressee(body, *KEYS[Method(method)], may_miss=method == Method.HTTP_PREDICT)
 
 
 def _peek(body: bytes, needle: bytes, search: Callable[[bytes], re.Match[bytes] | None]) -> bytes | None:
@@ -117,18 +117,20 @@ def _peek(body: bytes, needle: bytes, search: Callable[[bytes], re.Match[bytes] 
     return found[1] if found else None
 
 
-def _parsed_addressee(body: bytes, name_key: str, version_key: str) -> tuple[bytes, bytes]:
+def _parsed_addressee(body: bytes, name_key: str, version_key: str, *, may_miss: bool) -> tuple[bytes, bytes]:
+    """`may_miss`: without its key the name is empty, which is for the routes to understand."""
     content = parse(body)
     if not isinstance(content, dict):
         raise InvalidInput(f"the body must be a JSON object, got {type(content).__name__}")
-    name = content.get(name_key)
+    is_there = name_key in content or not may_miss
+    name = content.get(name_key) if is_there else ""
     if name is None:
         raise InvalidInput(f'field "{name_key}" is missing: it names the model', field=name_key)
     version = content.get(version_key, "") if version_key else ""
     for key, value in ((name_key, name), (version_key, version)):
         if not isinstance(value, str):
             raise InvalidInput(f'field "{key}" must be a string', field=key)
-    if not name:
+    if is_there and not name:
         raise InvalidInput(f'field "{name_key}" is empty: it names the model', field=name_key)
     return name.encode("utf-8", "replace"), version.encode("utf-8", "replace")
 

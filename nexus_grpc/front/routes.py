@@ -17,6 +17,7 @@ from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable, NexusError, Un
 from nexus_grpc.ipc.similar import Similar
 from nexus_grpc.ipc.wire import LENGTH_DELIMITED, WireError, fields
 from nexus_grpc.limits.circuit import Circuit, State
+from nexus_grpc.rest.twin import BODY_FIELD
 
 # Protobuf tags of field 1 and field 2 as strings: model_name/model_id and model_version in every hot request.
 NAME_TAG, VERSION_TAG = 0x0A, 0x12
@@ -260,12 +261,24 @@ class RouteTable:
     def _find_slowly(self, message: bytes) -> Route:
         """The same for messages whose fields come in another order, and for everything that is wrong."""
         name, version = read_name_and_version(message)
+        if not name and is_nameless_rest(message):
+            name = self._only_model()
         model = self._models.get(name)
         if model is not None:
             version = model.names.get(version, version)
             if version in model.versions:
                 return model.versions[version]
         raise self._refusal(name.decode("utf-8", "replace"), version.decode("utf-8", "replace"), model)
+
+    def _only_model(self) -> bytes:
+        """The one that is served, if there is one alone. Raises InvalidInput."""
+        names = [name for name, model in self._models.items() if model.versions] or list(self._models)
+        if len(names) != 1:
+            raise InvalidInput(
+                'field "model_id" is missing: it names the model; it may be left out only where one model is served',
+                field="model_id",
+            )
+        return names[0]
 
     def _refusal(self, name: str, version: str, model: ModelRoutes | None) -> NexusError:
         if not name:
@@ -315,6 +328,14 @@ def _add_fallback(model: ModelRoutes, route: Route, number: int) -> None:
     fallback = model.versions.get(b"%d" % number)
     if fallback is not None and fallback.slot != route.slot and fallback.version != route.version:
         route.fallback = fallback
+
+
+def is_nameless_rest(message: bytes) -> bool:
+    """Whether it is a REST call whose JSON names no model (http_calls.py): what comes by gRPC has no such field."""
+    try:
+        return any(number == BODY_FIELD for number, _, _, _ in fields(message))
+    except WireError:
+        return False
 
 
 def read_name_and_version(message: bytes) -> tuple[bytes, bytes]:

@@ -20,7 +20,7 @@ from tests.integration.rest import IRIS, assert_error, call, call_twin, get, pos
 
 VARYING = {"latency_ms", "timestamp", "request_id", "batch_size"}
 # What a gRPC message has where a field does not apply; JSON leaves the field out.
-NOTHING: list[Any] = [[], "", 0]
+NOTHING: list[Any] = [[], {}, "", 0]
 PREDICTIONS: list[dict[str, Any]] = [
     IRIS,
     {"model_id": "iris_forest", "features": [7.0, 3.2, 4.7, 1.4]},
@@ -68,6 +68,35 @@ def test_predict_says_the_same_on_every_path(
     assert steady(by_rest.json) == steady(by_grpc)
     _, by_twin = call_twin(server.address, "InferencePredict", json.dumps(body).encode())
     assert steady(by_twin) == steady(by_grpc)
+
+
+def test_several_rows_by_predict(port: int) -> None:
+    rows = [IRIS["features"], [7.0, 3.2, 4.7, 1.4], [6.3, 3.3, 6.0, 2.5]]
+    alone = [post(port, "/predict", IRIS | {"features": row}).json for row in rows]
+    answer = post(port, "/predict", IRIS | {"features": rows}).json
+    assert answer["prediction"] == [each["prediction"][0] for each in alone] == [0, 1, 2]
+    assert answer["predicted_class"] == [each["predicted_class"] for each in alone]
+    for name in ("probabilities", "confidence"):
+        np.testing.assert_allclose(answer[name], [each[name] for each in alone], rtol=1e-4)
+    assert not {"decision", "threshold_used", "labels", "outputs"} & answer.keys()
+    assert answer["batch_size"] == 3
+    one = post(port, "/predict", {"model_id": "scale", "features": [[1, 2]]}).json
+    assert one["prediction"] == [[2, 4]]
+    mixed = post(port, "/predict", {"model_id": "ratio", "features": [[0, 0, 0], [1, 1, 1]]}).json
+    assert mixed["probabilities"] == [["NaN"] * 3, ["Infinity"] * 3]
+
+
+def test_predict_gives_all_outputs(port: int, rest_client: Client) -> None:
+    outputs = {"half": [1.5, -2], "after": [-1.5, 2]}
+    body: dict[str, Any] = {"model_id": "halves", "features": [1.5, -2]}
+    assert post(port, "/predict", body).json["outputs"] == outputs
+    by_grpc = rest_client.predict(json_format.ParseDict(body, pb.PredictRequest()))
+    assert {name: list(values) for name, values in by_grpc.outputs.items()} == outputs
+    answer = post(port, "/predict", body | {"features": [[1.5, -2], [0, "NaN"]]}).json
+    assert answer["prediction"] == [[1.5, -2], [0, "NaN"]]
+    assert answer["outputs"] == {"half": [[1.5, -2], [0, "NaN"]], "after": [[-1.5, 2], [0, "NaN"]]}
+    both = {"a": {"data": [1, 2, 3]}, "b": {"data": [4, 5, 6]}}
+    assert post(port, "/predict", {"model_id": "two_inputs", "inputs": both}).json.keys() >= {"prediction", "outputs"}
 
 
 def test_timing_and_a_request_id_in_the_body(port: int) -> None:

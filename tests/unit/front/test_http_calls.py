@@ -68,6 +68,15 @@ def test_who_is_named(method: Method, body: bytes, expected: tuple[bytes, bytes]
     assert addressee(method, body) == expected
 
 
+def test_predict_may_name_no_model() -> None:
+    body = b'{"features": [1], "model_version": "3"}'
+    message = as_hot_request(PREDICT, twin_message(body))
+    assert [(number, message[start:end]) for number, _, start, end in fields(message)] == [(2, b"3"), (15, body)]
+    for method in (Method.HTTP_API_PREDICT, Method.HTTP_API_BATCH_PREDICT, Method.HTTP_V1_INFER):
+        with pytest.raises(InvalidInput, match="is missing: it names the model"):
+            addressee(method, b"{}")
+
+
 def test_a_v_before_a_version_is_taken_off() -> None:
     message = as_hot_request(Method.HTTP_V1_INFER, twin_message(b'{"model":"iris","version":"v2"}'))
     assert read_name_and_version(message) == (b"iris", b"2")
@@ -80,7 +89,6 @@ def test_a_v_before_a_version_is_taken_off() -> None:
         (b"  ", "empty"),
         (b"{", "not valid JSON"),
         (b'"iris"', "must be a JSON object"),
-        (b"{}", '"model_id" is missing'),
         (b'{"model_id":""}', '"model_id" is empty'),
         (b'{"model_id":7}', '"model_id" must be a string'),
         (b'{"model_id":"iris","model_version":2}', '"model_version" must be a string'),

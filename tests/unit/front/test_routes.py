@@ -8,6 +8,7 @@ import pytest
 from nexus_grpc.front.protection import NO_CIRCUIT
 from nexus_grpc.front.routes import BALANCES, LeastLatencyRoute, Route, RouteTable, read_name_and_version
 from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable, NexusError, UnknownModel
+from nexus_grpc.ipc.wire import length_prefix
 from nexus_grpc.limits.circuit import Circuit
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.traffic.assignment import encode, initial
@@ -209,3 +210,24 @@ def test_an_experiments_arms() -> None:
     # An arm that is not there yet: what serves answers for it.
     table.replace([entry("m", "1", slot=1), entry("m", "2", slot=2)], {"m": split})
     assert table.route_of(flight).slot == 1
+
+
+def rest(body: bytes, version: bytes = b"") -> bytes:
+    """As front/http_calls.py writes a body that names no model."""
+    return (length_prefix(2, len(version)) + version if version else b"") + length_prefix(15, len(body)) + body
+
+
+def test_rest_may_name_no_model_where_one_is_served(table: RouteTable) -> None:
+    with pytest.raises(InvalidInput, match='"model_id" is missing'):
+        table.find(rest(b"{}"))
+    table.replace([entry("iris", "1", slot=1), entry("iris", "2", slot=2), entry("x", "1", slot=3, state="LOADING")])
+    assert table.find(rest(b"{}")).slot == 2
+    assert table.find(rest(b"{}", b"1")).slot == 1
+    with pytest.raises(InvalidInput, match="names no model"):
+        table.find(pb.ModelInferRequest(id="x").SerializeToString())
+    table.replace([entry("x", "1", slot=3, state="UNAVAILABLE", reason="it is broken")])
+    with pytest.raises(ModelUnavailable, match="it is broken"):
+        table.find(rest(b"{}"))
+    table.replace([])
+    with pytest.raises(InvalidInput, match='"model_id" is missing'):
+        table.find(rest(b"{}"))

@@ -29,6 +29,7 @@ from nexus_grpc.worker.http_decode import (
     decode_v1_infer,
     decode_v2_infer,
 )
+from nexus_grpc.worker.http_forms import SentinelForm
 from nexus_grpc.worker.predict_codec import decode_predict
 from tests.unit.support import model_of, spec
 
@@ -46,7 +47,9 @@ TWO = model_of(spec("a", "FP32", -1, 2), spec("t", "BYTES", -1, 1))
 def message(body: object, name: bytes = b"m", version: bytes = b"") -> bytes:
     """As front/http_calls.py writes it."""
     text = body if isinstance(body, bytes) else json.dumps(body).encode()
-    head = length_prefix(1, len(name)) + name + (length_prefix(2, len(version)) + version if version else b"")
+    head = (length_prefix(1, len(name)) + name if name else b"") + (
+        length_prefix(2, len(version)) + version if version else b""
+    )
     return head + length_prefix(15, len(text)) + text
 
 
@@ -69,6 +72,26 @@ def test_the_json_is_found(version: bytes) -> None:
 )
 def test_bodies_have_the_fields_of_the_protos(kind: type, descriptor: object, in_path: set[str]) -> None:
     assert set(kind.__struct_fields__) == {field.name for field in descriptor.fields} - in_path  # type: ignore[attr-defined]
+
+
+def test_a_body_may_name_no_model_where_the_front_knew_one() -> None:
+    for version in (b"", b"1"):
+        decoded = decode_http_predict(
+            MODEL, message({"features": [1, 2], "model_version": version.decode()}, b"", version)
+        )
+        assert (decoded.rows, type(decoded.form)) == (1, SentinelForm)
+    with pytest.raises(InvalidInput, match="must appear once"):
+        decode_http_predict(MODEL, message({"model_id": "other", "features": [1, 2]}, b""))
+
+
+def test_several_rows() -> None:
+    decoded = decode_http_predict(MODEL, message({"model_id": "m", "features": [[1, 2], [3, None]]}))
+    assert (decoded.rows, decoded.signature) == (2, (("x", (2,)),))
+    assert np.frombuffer(decoded.pieces[0], "<f4").tolist()[:3] == [1, 2, 3]
+    alone = model_of(spec("x", "FP32", 1, 2), max_batch_size=0)
+    with pytest.raises(InvalidInput, match="takes one row at a time"):
+        decode_http_predict(alone, message({"model_id": "m", "features": [[1, 2], [3, 4]]}))
+    assert decode_http_predict(alone, message({"model_id": "m", "features": [[1, 2]]})).rows == 1
 
 
 @given(
@@ -102,7 +125,13 @@ def test_named_inputs_by_grpc_and_by_rest(shape: list[int]) -> None:
         ({"model_id": "m", "inputs": {"x": {"date": [1]}}}, 'unknown field "date" in .*; did you mean "data"?'),
         ({"model_id": "m", "inputs": {"x": {"shape": [1]}}}, 'field "data" is missing in inputs'),
         ({"model_id": "m", "features": ["1", 2]}, r'features\[0\]: expected a number, null or "NaN", .* got text'),
-        ({"model_id": "m", "features": [[1, 2]]}, r"features\[0\]: expected a number, null or .* got a list"),
+        ({"model_id": "m", "features": [[1, 2], 3]}, "row 1: expected a list of features"),
+        ({"model_id": "m", "features": [[1, 2], [3]]}, "row 1: invalid input: expected 2 features, got 1"),
+        ({"model_id": "m", "features": [[1, 2], [3, "x"]]}, r"row 1: features\[1\]: expected a number"),
+        ({"model_id": "m", "features": [[[1, 2]]]}, r"row 0: features\[0\]: expected a number.* got a list"),
+        ({"model_id": "m", "features": [[1, 2]], "texts": ["a"]}, "send either features"),
+        ({"model_id": "", "features": [1, 2]}, "must appear once"),
+        ({"features": [1, 2]}, "must appear once"),
         ({"model_id": "m", "features": [1, 2, 3]}, "invalid input: expected 2 features, got 3"),
         ({"model_id": "m", "features": [1e39, 2]}, r"feature 0 \(1e\+39\) does not fit FP32"),
         ({"model_id": "m", "features": [1, 2], "texts": ["a"]}, "expects numbers"),
