@@ -101,7 +101,7 @@ def _several_rows(model: Model, features: list[Any], field: str, form: HttpForm)
     shape = shapes.pop()
     rows = common_rows(model, {spec.name: (len(pieces), *shape)})
     joined = np.concatenate(pieces) if spec.datatype is BYTES else b"".join(pieces)
-    return Decoded(((spec.name, fed_shape(model, spec, shape)),), rows, [joined], form, templatable=False)
+    return Decoded(((spec.name, features_shape(model, spec, shape)),), rows, [joined], form, templatable=False)
 
 
 def decode_v1_infer(model: Model, message: bytes) -> Decoded:

@@ -43,7 +43,7 @@ def json_piece(spec: TensorSpec, values: list[Any], field: str) -> Piece:
         return np.array(values, dtype=np.bool_).tobytes()
     if not set(map(type, values)) <= {int, float}:
         values = with_missing(spec, values)
-        _check_kind(spec, values, (int, float), _NUMBER[spec.datatype.dtype.kind == "f"], field)
+        _check_kind(spec, values, (int, float), _NUMBER[is_float(spec.datatype.dtype)], field)
     return number_piece(spec, values, f"value of '{spec.name}',", field)
 
 
@@ -52,7 +52,7 @@ def with_missing(spec: TensorSpec, values: list[Any]) -> list[Any]:
 
     A missing value is NaN, as in scikit-learn and its kin; the texts are those that answers have (`json_values`).
     """
-    if spec.datatype.dtype.kind != "f":
+    if not is_float(spec.datatype.dtype):
         return values
     return [_NOT_FINITE.get(value, value) if value is None or type(value) is str else value for value in values]
 
@@ -111,7 +111,7 @@ def feature_numbers(spec: TensorSpec, features: list[Any]) -> list[Any]:
     numbers = with_missing(spec, features)
     for index, value in enumerate(numbers):
         if type(value) not in (int, float):
-            place, wanted = f"features[{index}]", _NUMBER[spec.datatype.dtype.kind == "f"]
+            place, wanted = f"features[{index}]", _NUMBER[is_float(spec.datatype.dtype)]
             raise InvalidInput(f"{place}: expected {wanted}, got {_KINDS.get(type(value))}", field=place)
     return numbers
 

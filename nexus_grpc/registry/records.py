@@ -20,6 +20,7 @@ class VersionRow:
         present: whether its file is there.
         wanted: auto (what the version policy says), loaded or unloaded.
         info: its inputs and outputs, as in model_info.json.
+        decided: who wanted it loaded or unloaded (`by`), when (`at`, RFC 3339), and by which operation (`how`).
     """
 
     model: str
@@ -35,6 +36,7 @@ class VersionRow:
     present: bool = True
     wanted: str = "auto"
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    decided: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from nexus_grpc.registry.records import AuditRow, ModelRow, VersionRow
 MODEL_COLUMNS = ("id", "name", "description", "labels", "created_at", "created_by", "traffic")
 VERSION_COLUMNS = (
     "model", "version", "version_name", "stage", "sha256", "size_bytes", "labels", "source", "created_at", "created_by",
-    "present", "wanted", "info",
+    "present", "wanted", "info", "decided",
 )  # fmt: skip
 AUDIT_COLUMNS = ("sequence", "at", "actor", "action", "model", "version", "detail")
 SHOWN_CHARACTERS = 40
@@ -27,10 +27,11 @@ def model_row(values: Values) -> ModelRow:
 def version_row(values: Values) -> VersionRow:
     """Raises ValueError or TypeError where a value is none of ours."""
     model, version, version_name, stage, sha256, size_bytes, labels, source, created_at, created_by, *rest = values
-    present, wanted, info = rest
+    # A snapshot of before there were decisions has none.
+    present, wanted, info, decided = rest if len(rest) > 3 else (*rest, "{}")
     return VersionRow(
         model, version, version_name, stage, sha256, size_bytes, json.loads(labels), source, created_at, created_by,
-        bool(present), wanted, json.loads(info),
+        bool(present), wanted, json.loads(info), json.loads(decided),
     )  # fmt: skip
 
 
@@ -57,6 +58,7 @@ def version_values(row: VersionRow) -> tuple[Any, ...]:
     return (
         row.model, row.version, row.version_name, row.stage, row.sha256, row.size_bytes, json_text(row.labels),
         row.source, row.created_at, row.created_by, int(row.present), row.wanted, json_text(row.info),
+        json_text(row.decided),
     )  # fmt: skip
 
 

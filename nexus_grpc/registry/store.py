@@ -15,7 +15,7 @@ from nexus_grpc.ipc.errors import StorageFailed
 from nexus_grpc.registry import api_keys, rows
 from nexus_grpc.registry.records import AuditRow, Change, ModelRow, VersionRow
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _TABLES_1 = (
     "CREATE TABLE schema_version (version INTEGER NOT NULL)",
     "CREATE TABLE models (id TEXT PRIMARY KEY, name TEXT NOT NULL, description TEXT NOT NULL,"
@@ -31,7 +31,11 @@ _TABLES_1 = (
     "CREATE TABLE statistics (model TEXT PRIMARY KEY, content TEXT NOT NULL)",
 )
 # What each version has that the one before has not: a new registry gets all, an older one what it lacks.
-TABLES = {1: _TABLES_1, 2: api_keys.KEY_TABLES}
+TABLES = {
+    1: _TABLES_1,
+    2: api_keys.KEY_TABLES,
+    3: ("ALTER TABLE versions ADD COLUMN decided TEXT NOT NULL DEFAULT '{}'",),
+}
 
 Execute = Callable[[str, rows.Values], list[rows.Values]]
 """Runs a statement inside a transaction; returns its rows."""

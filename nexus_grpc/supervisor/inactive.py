@@ -28,6 +28,6 @@ def _why(state: ModelState, number: int, serving: int | None) -> str:
         return f"version {state.traffic.primary} was chosen to answer them (activate, rollback or promote)"
     if serving is not None and serving > number:
         return f"version {serving} is newer, and answers"
-    if number not in state.eligible:
+    if number not in state.by_policy:
         return "the version policy of config.pbtxt does not select it"
     return f"version {serving or 'none'} answers"

@@ -13,12 +13,11 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nexus_grpc import logs
-from nexus_grpc.ipc.errors import NexusError, StorageFailed
+from nexus_grpc.ipc.errors import NexusError, StateConflict
 from nexus_grpc.ipc.model_names import is_model_name
 from nexus_grpc.registry.records import Change, ModelRow, VersionRow
 from nexus_grpc.registry.store import Registry, now_text
@@ -26,12 +25,14 @@ from nexus_grpc.repository import Contents, Skipped, scan_model
 from nexus_grpc.settings import Settings
 from nexus_grpc.supervisor import model_state, told
 from nexus_grpc.supervisor.apart import apart
-from nexus_grpc.supervisor.catalogue import LOADING, UNAVAILABLE, Catalogue, Version
+from nexus_grpc.supervisor.catalogue import UNAVAILABLE, Catalogue, Version
 from nexus_grpc.supervisor.deployment import Deployment
 from nexus_grpc.supervisor.loading import Loading
 from nexus_grpc.supervisor.looks import Looks
 from nexus_grpc.supervisor.model_state import ModelState
-from nexus_grpc.traffic.policy import EARLIER_MAX, ModelTraffic
+from nexus_grpc.supervisor.settling import Settling
+from nexus_grpc.traffic import links, policy, residency
+from nexus_grpc.traffic.policy import ModelTraffic
 
 
 class Lifecycle:
@@ -45,6 +46,7 @@ class Lifecycle:
         self._log = logs.logger()
         self.states: dict[str, ModelState] = {}
         self.loading = Loading(settings, catalogue, self._show)
+        self.settling = Settling(catalogue, self.loading, self._show, self.commit)
         self.looks = Looks(settings.model_repository, self.states)
 
     # --- starting ---
@@ -72,7 +74,9 @@ class Lifecycle:
                 self._place(state)
 
     def _state(self, name: str) -> ModelState:
-        return self.states.setdefault(name, ModelState(name))
+        settings = self._settings
+        on_request = settings.model_control == "explicit" and not {name, "*"} & set(settings.load_model)
+        return self.states.setdefault(name, ModelState(name, on_request, settings.keep_previous_seconds))
 
     def _place(self, state: ModelState) -> None:
         """At the start: what is wanted, and the arms of a running experiment, become LOADING."""
@@ -80,8 +84,8 @@ class Lifecycle:
             try:
                 self.loading.add(state, number)
             except NexusError as error:
-                state.failures[number] = ("", error.message)
-        self._add_arms(state, model_state.all_of(self._catalogue, state.name))
+                state.failures[number] = (state.fingerprint(number), error.message)
+        self.settling.add_arms(state, model_state.all_of(self._catalogue, state.name))
         self._show(state)
 
     def _show(self, state: ModelState) -> None:
@@ -91,36 +95,33 @@ class Lifecycle:
             self._catalogue.forget(state.name)
 
     async def after_start(self) -> None:
-        """Once the workers have loaded what they could: a model without any ready version falls back on older ones."""
+        """Once the workers have loaded what they could: where that was not all, others stand in for what is missing."""
         for state in list(self.states.values()):
             with apart("a model cannot be taken up", model=state.name):
                 await self._after_start(state)
 
     async def _after_start(self, state: ModelState) -> None:
         async with state.lock:
-            self._note_failures(state)
-            if model_state.choose(state, self._catalogue) is None and self.loading.wanted(state):
-                await self._fall_back(state)
-            state.chosen = model_state.choose(state, self._catalogue)
-            self._update_shadow(state)
-            self._show(state)
-
-    async def _fall_back(self, state: ModelState) -> None:
-        for number in sorted(state.present - self.loading.wanted(state), reverse=True):
-            row = state.rows.get(number)
-            if row is not None and row.wanted == "unloaded":
-                continue
-            with contextlib.suppress(NexusError):
-                await self.loading.ensure(state, number)
-                self._log.warning("an older version serves", model=state.name, version=str(number))
+            for version in list(self._catalogue.of_model(state.name)):
+                if version.state == UNAVAILABLE:
+                    self._note_failure(state, version)
+                    self._catalogue.drop(version)
+            if not self._is_lacking(state):
+                state.chosen = model_state.choose(state, self._catalogue)
+                self.settling.update_shadow(state)
+                self._show(state)
                 return
+        await self.bring_about(state.name)
 
-    def _note_failures(self, state: ModelState) -> None:
-        """Versions that no worker could load leave the catalogue; why is kept."""
-        for version in list(self._catalogue.of_model(state.name)):
-            if version.state == UNAVAILABLE:
-                state.failures[version.number] = (version.fingerprint, version.reason)
-                self._catalogue.drop(version)
+    def _note_failure(self, state: ModelState, version: Version) -> None:
+        """It leaves the catalogue; why is kept."""
+        state.failures[version.number] = (version.fingerprint, version.reason)
+        self._log.error("model version is down", model=state.name, version=version.version, reason=version.reason)
+
+    def _is_lacking(self, state: ModelState) -> bool:
+        """Whether something that is to be in memory is not there, or traffic names what cannot be."""
+        ready = set(model_state.loaded(self._catalogue, state.name))
+        return bool(self.loading.wanted(state) - ready or self.settling.dead(state))
 
     # --- the routing table ---
 
@@ -148,11 +149,26 @@ class Lifecycle:
         delete: bool = False,
         traffic: ModelTraffic | None = None,
         audited: bool = True,
+        mends: bool = False,
     ) -> None:
-        """One change, with its line in the audit log, or nothing at all. Raises StorageFailed."""
+        """One change, with its line in the audit log, or nothing at all.
+
+        Whatever gets more traffic by it must be in memory (and was pinned: see `prepared`).
+
+        Args:
+            mends: nothing is gained by refusing it: what lost its version goes back to what is left.
+
+        Raises StorageFailed, or StateConflict: a version is not in memory.
+        """
         rows, gone = tuple(rows), tuple(delete_versions)
         row = row or state.row or ModelRow(state.name, created_at=now_text(), created_by=actor)
         if traffic is not None:
+            if not mends:
+                self._check_ready(state, residency.entrusted(state.traffic, traffic))
+            rows = _unmarked(state, traffic.primary, rows)
+            if traffic.primary != state.traffic.primary and state.current != policy.LINK_UNSEEN:
+                # Who says which version answers has the last word over a link that said so before.
+                traffic = links.noted(traffic, state.current)
             row = dataclasses.replace(row, traffic=traffic.to_json())
         change = Change(
             actor=actor,
@@ -175,6 +191,13 @@ class Lifecycle:
             state.rows.pop(number, None)
         if traffic is not None or delete:
             state.traffic = traffic or ModelTraffic()
+
+    def _check_ready(self, state: ModelState, numbers: Iterable[int]) -> None:
+        """Raises StateConflict."""
+        missing = sorted(set(numbers) - set(model_state.loaded(self._catalogue, state.name)))
+        if missing:
+            why = state.why_failed(missing[0]) or "load it first"
+            raise StateConflict(f"version {missing[0]} of model '{state.name}' is not in memory: {why}")
 
     async def registry_call(self, function: Any, *arguments: Any) -> Any:
         """Call one of the registry's methods in a thread."""
@@ -223,7 +246,8 @@ class Lifecycle:
 
     @contextlib.asynccontextmanager
     async def prepared(self, name: str, *numbers: int, anew: bool = False) -> AsyncIterator[None]:
-        """Versions are in memory, and stay there, for the `with`. Raises NexusError when one cannot be loaded.
+        """Versions are in memory, and stay there, for the `with`. Raises NexusError when one cannot be loaded; then
+        nothing has changed.
 
         Args:
             anew: those whose file has changed are loaded again.
@@ -273,104 +297,56 @@ class Lifecycle:
         """
         state = self._state(name)
         failed: dict[int, NexusError] = {}
-        missing = self.loading.missing(state, retry=retry)
-        with self._in_use(state), _pinned(state, missing):
-            for number in missing:
-                try:
-                    await self.loading.ensure(state, number, anew=True)
-                except NexusError as error:
-                    failed[number] = error
+        tried: set[int] = set()
+        with self._in_use(state), contextlib.ExitStack() as pins:
+            # Another round where something failed: others may be wanted in its place.
+            while missing := [each for each in self.loading.missing(state, retry=retry) if each not in tried]:
+                pins.enter_context(_pinned(state, missing))
+                tried.update(missing)
+                failed.update(await self._load_all(state, missing))
             async with state.lock:
+                await self.settling.mend(state)
                 await self.settle(state)
+        return failed
+
+    async def complete(self, name: str) -> None:
+        """The same where something is missing. What an operation needed is there: this is for what its look at the
+        files brought to light. The lock must not be held."""
+        state = self.states.get(name)
+        if state is not None and self._is_lacking(state):
+            await self.bring_about(name)
+
+    async def _load_all(self, state: ModelState, numbers: Iterable[int]) -> dict[int, NexusError]:
+        failed: dict[int, NexusError] = {}
+        for number in numbers:
+            try:
+                await self.loading.ensure(state, number, anew=True)
+            except NexusError as error:
+                failed[number] = error
         return failed
 
     async def settle(self, state: ModelState) -> None:
         """Route as registry and repository say, to what is in memory; unload the rest. The lock must be held."""
-        self._add_arms(state, model_state.loaded(self._catalogue, state.name))
-        await self._load_arms(state)
-        await self._choose(state)
-        self._update_shadow(state)
-        self._show(state)
-        await self.deployment.publish()
-        await self._retire(state)
-        self._show(state)
-
-    def _add_arms(self, state: ModelState, ready: Mapping[int, Version]) -> None:
-        """A slot for each arm of the running experiment that has none over its version as it is now."""
-        experiment = state.traffic.experiment
-        for arm in experiment.arms if experiment is not None else ():
-            base = ready.get(arm.version)
-            if base is not None and not any(a.variant == arm.variant and a.of == base.slot for a in self._arms(state)):
-                self._catalogue.add_arm(base, arm.variant)
-
-    def _arms(self, state: ModelState) -> list[Version]:
-        return [arm for arm in self._catalogue.arms_of(state.name) if not arm.retiring]
-
-    async def _load_arms(self, state: ModelState) -> None:
-        for arm in self._arms(state):
-            if arm.state == LOADING and not arm.pending:
-                await self.deployment.load(arm)
-
-    async def _choose(self, state: ModelState) -> None:
-        """When another version answers from now on, the one before stays for a while, and is what a rollback goes back
-        to."""
-        before, state.chosen = state.chosen, model_state.choose(state, self._catalogue)
-        if state.chosen == before:
-            return
-        told.answers(state.name, before, state.chosen)
-        if before is None or state.chosen is None:
-            return
-        if self._settings.keep_previous_seconds:
-            state.lingering[before] = time.monotonic() + self._settings.keep_previous_seconds
-        if state.traffic.primary is None:
-            earlier = (*(each for each in state.traffic.earlier if each != before), before)[-EARLIER_MAX:]
-            traffic = dataclasses.replace(state.traffic, earlier=earlier)
-            # The change itself is committed: without this one a restart forgets what a rollback would go back to.
-            with contextlib.suppress(StorageFailed):
-                await self.commit(state, "", "", traffic=traffic, audited=False)
-
-    async def _retire(self, state: ModelState) -> None:
-        """Take out what nobody wants: arms of what is over, versions replaced, unloaded or no longer kept."""
-        experiment = state.traffic.experiment
-        wanted_arms = {arm.variant: arm.version for arm in experiment.arms} if experiment is not None else {}
-        ready = model_state.loaded(self._catalogue, state.name)
-        for arm in self._arms(state):
-            base = ready.get(wanted_arms.get(arm.variant, -1))
-            if base is None or base.slot != arm.of:
-                await self.deployment.unload(arm)
-        keep = self.loading.wanted(state) | {state.chosen} | self._kept_for_rollback(state) | set(+state.pinned)
-        for version in model_state.in_memory(self._catalogue, state.name):
-            replaced = ready.get(version.number) is not version
-            if replaced or version.number not in keep:
-                await self.deployment.unload(version)
-
-    def _kept_for_rollback(self, state: ModelState) -> set[int]:
-        now_s = time.monotonic()
-        state.lingering = {number: until for number, until in state.lingering.items() if until > now_s}
-        return set(state.lingering)
-
-    def _update_shadow(self, state: ModelState) -> None:
-        """Shadowed are the version that answers and its arms: no others, and none that answered before."""
-        shadow = state.traffic.shadow
-        ready = model_state.loaded(self._catalogue, state.name)
-        number = model_state.serving(state, self._catalogue)
-        candidate = ready.get(shadow.version) if shadow is not None else None
-        wanted = (candidate.slot, shadow.basis_points) if candidate is not None and shadow is not None else (0, 0)
-        slot = ready[number].slot if number is not None else -1
-        for version in (*self._catalogue.of_model(state.name), *self._catalogue.arms_of(state.name)):
-            is_shadowed = slot in (version.slot, version.of) and not version.retiring
-            self.deployment.shadow(version.slot, *(wanted if is_shadowed else (0, 0)))
+        await self.settling.settle(state)
 
     async def tick(self) -> None:
-        """Versions whose time for a rollback is over are unloaded."""
-        now_s = time.monotonic()
+        """Versions whose time for a rollback is over are unloaded; for those that went down others stand in."""
         for state in list(self.states.values()):
-            if any(until <= now_s for until in state.lingering.values()) and not state.lock.locked():
+            if not state.lock.locked() and not state.loading:
                 with apart("old versions of a model cannot be unloaded", model=state.name):
-                    async with state.lock:
-                        await self._retire(state)
-                        self._show(state)
-                        await self.deployment.publish()
+                    await self._tick(state)
+
+    async def _tick(self, state: ModelState) -> None:
+        down = [version for version in self._catalogue.of_model(state.name) if version.state == UNAVAILABLE]
+        if down:
+            async with state.lock:
+                for version in down:
+                    self._note_failure(state, version)
+                    await self.deployment.unload(version)
+            await self.bring_about(state.name)
+        elif state.traffic.left and self.settling.unwanted(state):
+            async with state.lock:
+                await self.settling.retire(state)
 
     @property
     def deployment(self) -> Deployment:
@@ -386,6 +362,15 @@ class Lifecycle:
     @property
     def settings(self) -> Settings:
         return self._settings
+
+
+def _unmarked(state: ModelState, primary: int | None, rows: Iterable[VersionRow]) -> tuple[VersionRow, ...]:
+    """With the row of a version that is made to answer: nobody has it unloaded any more."""
+    changed = {row.version: row for row in rows}
+    row = changed.get(primary or 0) or state.rows.get(primary or 0)
+    if row is not None and row.wanted == residency.UNLOADED:
+        changed[row.version] = dataclasses.replace(row, wanted=residency.AUTO, decided={})
+    return tuple(changed.values())
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from nexus_grpc.supervisor.catalogue import UNAVAILABLE, Catalogue, Version
 from nexus_grpc.supervisor.deployment import Deployment
 from nexus_grpc.supervisor.model_state import ModelState
 from nexus_grpc.supervisor.trial import try_model
+from nexus_grpc.traffic import residency
 
 
 class Loading:
@@ -30,19 +31,17 @@ class Loading:
         self._log = logs.logger()
         self.deployment: Deployment
 
-    def wanted(self, state: ModelState) -> set[int]:
+    def wanted(self, state: ModelState) -> frozenset[int]:
         """The versions that are to be in memory."""
-        return state.wanted(self._settings.model_control == "explicit", self._settings.load_model)
+        return residency.wanted(model_state.record(state, self._catalogue))
 
     def missing(self, state: ModelState, *, retry: bool) -> list[int]:
         """Wanted versions that are not in memory as their files are now; those known to fail only with `retry`."""
         have = model_state.loaded(self._catalogue, state.name)
         found = []
         for number in sorted(self.wanted(state)):
-            fingerprint = state.fingerprint(number)
-            known_bad = state.failures.get(number, ("", ""))[0] == fingerprint
-            is_there = number in have and have[number].fingerprint == fingerprint
-            if not is_there and (retry or not known_bad):
+            is_there = number in have and have[number].fingerprint == state.fingerprint(number)
+            if not is_there and (retry or not state.why_failed(number)):
                 found.append(number)
         return found
 

@@ -24,7 +24,7 @@ from nexus_grpc.supervisor import model_state, storage
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_state import ModelState
 from nexus_grpc.supervisor.records import info_of, record_of
-from nexus_grpc.traffic import policy
+from nexus_grpc.traffic import policy, residency
 
 Arguments = dict[str, Any]
 HISTORY_DEFAULT, HISTORY_MAX = 100, 10_000
@@ -44,13 +44,20 @@ class ModelOperations:
         life, name, version = self._lifecycle, arguments["id"], arguments["version"]
         async with life.hold(name, new=True) as state:
             numbers = await self._to_load(state, version)
+            # A model that was unloaded comes back with all that its traffic names, or not at all.
+            others = sorted(self._needed(state, policy.reopen(state.traffic)) - set(numbers))
         asked = bool(version) or life.settings.model_control == "explicit"
-        async with life.prepared(name, *numbers, anew=True), life.hold(name) as state:
-            self._check_present(state, numbers)
-            rows = [self._row(state, number, actor, wanted="loaded" if asked else "auto") for number in numbers]
-            await life.commit(state, "load", actor, version=version, rows=rows)
-            await life.settle(state)
-            return info_of(state, life.catalogue)
+        async with life.prepared(name, *numbers, *others, anew=True):
+            await life.complete(name)
+            async with life.hold(name) as state:
+                self._check_present(state, numbers)
+                mark = residency.LOADED if asked else residency.AUTO
+                rows = [self._row(state, number, actor, mark, "load") for number in numbers]
+                traffic = policy.reopen(state.traffic) if state.traffic.closed else None
+                await life.commit(state, "load", actor, version=version, rows=rows, traffic=traffic)
+                await life.settle(state)
+        await life.complete(name)
+        return info_of(state, life.catalogue)
 
     async def _to_load(self, state: ModelState, version: str) -> list[int]:
         """The versions that are meant, of what is in the repository now."""
@@ -71,46 +78,50 @@ class ModelOperations:
         for number in numbers:
             state.path_of(number)
 
-    def _row(self, state: ModelState, number: int, actor: str, **changes: Any) -> VersionRow:
+    def _needed(self, state: ModelState, traffic: policy.ModelTraffic) -> frozenset[int]:
+        """The versions that must be in memory for this traffic."""
+        return residency.needed(self._would_be(state, traffic))
+
+    def _would_be(self, state: ModelState, traffic: policy.ModelTraffic) -> residency.Record:
+        return dataclasses.replace(model_state.record(state, self._lifecycle.catalogue), traffic=traffic)
+
+    def _row(self, state: ModelState, number: int, actor: str, wanted: str = "", how: str = "") -> VersionRow:
+        """A version's record; with `wanted`, as somebody decides it now."""
         known = state.rows.get(number)
         if known is None:
             known = VersionRow(state.name, number, source="repository", created_at=now_text(), created_by=actor)
-        return dataclasses.replace(known, **changes)
+        decided = {"by": actor, "at": now_text(), "how": how}
+        return dataclasses.replace(known, wanted=wanted, decided=decided) if wanted else known
 
     async def unload(self, arguments: Arguments, actor: str) -> dict[str, Any]:
         life = self._lifecycle
         async with life.hold(arguments["id"]) as state:
             version = arguments["version"]
-            if state.traffic.experiment is not None and not version:
-                raise StateConflict(f"an experiment runs on model '{state.name}': abort or promote it first")
-            numbers = sorted(state.present | set(state.rows))
             if version:
                 numbers = [state.number_of(version)]
                 self._check_unused(state, numbers[0], "unload")
-            rows = [self._row(state, number, actor, wanted="unloaded") for number in numbers]
-            await life.commit(state, "unload", actor, version=version, rows=rows)
-            await self._let_go(state, numbers)
+                traffic = policy.forgetting(state.traffic, numbers)
+            else:
+                numbers = sorted(state.present | set(state.rows))
+                if state.traffic.experiment is not None:
+                    raise StateConflict(f"an experiment runs on model '{state.name}': abort or promote it first")
+                traffic = policy.close(state.traffic, actor, now_text())
+            rows = [self._row(state, number, actor, residency.UNLOADED, "unload") for number in numbers]
+            await life.commit(state, "unload", actor, version=version, rows=rows, traffic=traffic)
             await life.settle(state)
             return info_of(state, life.catalogue)
-
-    async def _let_go(self, state: ModelState, numbers: list[int]) -> None:
-        """Out of memory; what answered until now is no version to roll back to. What is just being loaded stays: who
-        has it loaded decides after us."""
-        life = self._lifecycle
-        if state.chosen in numbers:
-            state.chosen = None
-        for number in numbers:
-            state.lingering.pop(number, None)
-        for version in model_state.in_memory(life.catalogue, state.name):
-            if version.number in numbers and not state.pinned[version.number]:
-                await life.deployment.unload(version)
 
     def _check_unused(self, state: ModelState, number: int, verb: str) -> None:
         """A version that takes traffic is protected. Raises StateConflict or UnknownModel."""
         if number not in state.present and number not in state.rows:
             raise state.unknown_version(number)
-        used = set(policy.versions(state.traffic)) | {self._lifecycle.serving(state)}
-        if number in used:
+        record = model_state.record(state, self._lifecycle.catalogue)
+        if number == record.fallback and number in residency.protected(record):
+            raise StateConflict(
+                f"version {number} of model '{state.name}' stands by for the others: take fallback_version out of"
+                f" config.pbtxt before you {verb} it; or {verb} the whole model"
+            )
+        if number in residency.protected(record) or number == self._lifecycle.serving(state):
             raise StateConflict(
                 f"version {number} of model '{state.name}' takes traffic: activate another one (or end the experiment"
                 f" or shadow) before you {verb} it; or {verb} the whole model"
@@ -121,42 +132,58 @@ class ModelOperations:
     async def activate(self, arguments: Arguments, actor: str) -> dict[str, Any]:
         life, name = self._lifecycle, arguments["id"]
         async with life.hold(name, new=True) as state:
-            if not arguments["version"]:
-                self._lifecycle.find(name)
-                return await self._activate(state, None, actor)
-            if state.entry is None:
-                await self._to_load(state, arguments["version"])
-            number = state.number_of(arguments["version"])
-        async with life.prepared(name, number), life.hold(name) as state:
-            return await self._activate(state, number, actor)
-
-    async def _activate(self, state: ModelState, number: int | None, actor: str) -> dict[str, Any]:
-        life = self._lifecycle
-        traffic = policy.activate(state.traffic, life.serving(state), number)
-        rows = []
-        if number is not None:
-            self._check_present(state, [number])
-            rows = [self._row(state, number, actor, wanted="auto")]
-        await life.commit(state, "activate", actor, version=str(number or ""), traffic=traffic, rows=rows)
-        await life.settle(state)
+            number, looked = None, False
+            if arguments["version"]:
+                if looked := state.entry is None:
+                    await self._to_load(state, arguments["version"])
+                number = state.number_of(arguments["version"])
+            else:
+                life.find(name)
+            target = number if number is not None else self._newest(state)
+            looked |= state.traffic.closed is not None
+            others = self._needed(state, policy.activate(state.traffic, None, number)) - {target}
+        async with life.prepared(name, target, *sorted(others)), life.hold(name) as state:
+            self._check_present(state, [target])
+            traffic = policy.activate(state.traffic, life.serving(state), number)
+            await life.commit(state, "activate", actor, version=str(number or ""), traffic=traffic)
+            await life.settle(state)
+        if looked:  # else nothing is missing that is not being loaded already
+            await life.complete(name)
         return info_of(state, life.catalogue)
 
+    def _newest(self, state: ModelState) -> int:
+        """Who answers when nobody is chosen. Raises StateConflict."""
+        record = self._would_be(state, policy.activate(state.traffic, None, None))
+        found = residency.answering(record, record.present - record.failed)
+        if found is None:
+            raise StateConflict(
+                f"no version of model '{state.name}' may answer unless it is chosen: activate one by its number, or"
+                " load one first"
+            )
+        return found
+
     async def rollback(self, arguments: Arguments, actor: str) -> dict[str, Any]:
-        life = self._lifecycle
-        target = self._rolled_back(life.find(arguments["id"])).primary
+        life, name = self._lifecycle, arguments["id"]
+        state = life.find(name)
+        was_closed, after = state.traffic.closed is not None, self._rolled_back(state)
+        target = after.primary
         assert target is not None
-        async with life.prepared(arguments["id"], target), life.hold(arguments["id"]) as state:
+        others = self._needed(state, after) - {target}
+        async with life.prepared(name, target, *sorted(others)), life.hold(name) as state:
             traffic = self._rolled_back(state)
             if traffic.primary != target:
                 raise StateConflict(f"model '{state.name}' was changed meanwhile; look at it and try again")
             detail = {"from": str(life.serving(state) or ""), "to": str(target)}
-            rows = [self._row(state, target, actor, wanted="auto")]
-            await life.commit(state, "rollback", actor, version=str(target), traffic=traffic, detail=detail, rows=rows)
+            await life.commit(state, "rollback", actor, version=str(target), traffic=traffic, detail=detail)
             await life.settle(state)
-            return info_of(state, life.catalogue)
+        if was_closed:
+            await life.complete(name)
+        return info_of(state, life.catalogue)
 
     def _rolled_back(self, state: ModelState) -> policy.ModelTraffic:
-        return policy.rollback(state.traffic, self._lifecycle.serving(state))
+        """To the last that still has a file. Raises StateConflict."""
+        gone = set(state.traffic.earlier) - state.present
+        return policy.rollback(policy.without(state.traffic, gone), self._lifecycle.serving(state))
 
     # --- deleting ---
 
@@ -169,14 +196,13 @@ class ModelOperations:
                 self._check_unused(state, numbers[0], "delete")
             elif life.serving(state) is not None or state.traffic.experiment is not None:
                 raise StateConflict(f"model '{state.name}' is serving: unload it before you delete it")
-            await self._let_go(state, numbers)
-            await life.commit(
-                state, "delete", actor, version=version, delete_versions=numbers if version else (), delete=not version
-            )
+            gone = {"delete_versions": numbers, "traffic": policy.without(state.traffic, numbers)}
+            await life.commit(state, "delete", actor, version=version, **(gone if version else {"delete": True}))
             await self.remove_files(state, numbers[0] if version else None)
             await life.rescan(state)
             await life.settle(state)
-            return {"id": state.name, "versions": [str(number) for number in numbers]}
+        await life.complete(state.name)
+        return {"id": state.name, "versions": [str(number) for number in numbers]}
 
     async def remove_files(self, state: ModelState, number: int | None) -> None:
         """Raises StorageFailed: the record is gone then, and the files stay (and are found again)."""

@@ -8,14 +8,16 @@ import collections
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
+import time
 from typing import Any
 
 from nexus_grpc.ipc.errors import InvalidInput, UnknownModel
 from nexus_grpc.registry.records import ModelRow, VersionRow
 from nexus_grpc.repository import CONFIG_FILE, ModelEntry
 from nexus_grpc.supervisor.catalogue import LOADING, READY, UNAVAILABLE, UNLOADED, Catalogue, Version
-from nexus_grpc.traffic.policy import ModelTraffic, versions
+from nexus_grpc.supervisor.reasons import reason_of
+from nexus_grpc.traffic import policy, residency
+from nexus_grpc.traffic.policy import LINK_UNSEEN, ModelTraffic
 
 _NUMBER = re.compile(r"[vV]?([1-9][0-9]{0,17})", re.ASCII)
 
@@ -28,19 +30,22 @@ class ModelState:
         entry: as the repository had it last; None when there is no folder.
         row, rows: the registry's record of the model and, by number, of its versions.
         traffic: which version answers; also in `row`.
-        lingering: versions that stay loaded for a while, for a rollback: until when (CLOCK_MONOTONIC seconds).
         failures: why a version could not be loaded, by number; not tried again before its files change or one asks.
         tried: fingerprints of files that have passed a trial load, with what it said against batching, if anything.
         loading: versions being loaded now.
         pinned: versions that somebody needs in memory until his change is made; how many do.
-        current: where the `current` link led when it was last looked at.
+        current: where the `current` link led when it was last looked at; LINK_UNSEEN before that.
         chosen: the version that answers requests which name none, as it was decided last.
         lock: who holds it may change the model; never held during a load.
         load_lock: one load at a time.
         users: how many have it in hand; with none of them an unknown model is forgotten.
+        on_request: only what was asked for is loaded of it (--model-control explicit without its name in --load-model).
+        keep_s: how long versions that answered before stay in memory.
     """
 
     name: str
+    on_request: bool = False
+    keep_s: float = 0.0
     entry: ModelEntry | None = None
     row: ModelRow | None = None
     rows: dict[int, VersionRow] = dataclasses.field(default_factory=dict)
@@ -48,12 +53,11 @@ class ModelState:
     lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
     load_lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
     users: int = 0
-    lingering: dict[int, float] = dataclasses.field(default_factory=dict)
     failures: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
     tried: dict[str, str] = dataclasses.field(default_factory=dict)
     loading: set[int] = dataclasses.field(default_factory=set)
     pinned: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
-    current: int | None = None
+    current: int | None = LINK_UNSEEN
     chosen: int | None = None
 
     @property
@@ -97,43 +101,26 @@ class ModelState:
         row = self.rows.get(number)
         return row.version_name if row is not None else ""
 
-    def wanted(self, explicit: bool, started_with: Iterable[str] = ()) -> set[int]:
-        """The versions that are to be in memory, of those that have a file.
-
-        Args:
-            explicit: only what was asked for (--model-control explicit).
-            started_with: the models that --load-model names; "*" for all.
-        """
-        by_policy = self.by_policy
-        if explicit and not {self.name, "*"} & set(started_with):
-            by_policy = set()
-        answering = by_policy | self._that_are("loaded") | versions(self.traffic)
-        return ((answering | self._fallback if answering else answering) - self._that_are("unloaded")) & self.present
-
     @property
-    def _fallback(self) -> set[int]:
-        """The version that stands by for the others, if the configuration names one."""
-        number = self.entry.policy.fallback_version if self.entry is not None else 0
-        return {number} if number else set()
-
-    @property
-    def by_policy(self) -> set[int]:
+    def by_policy(self) -> frozenset[int]:
         """The versions that the version policy selects."""
-        return {each.version for each in self.entry.versions} if self.entry is not None else set()
+        return frozenset(each.version for each in self.entry.versions) if self.entry is not None else frozenset()
 
-    def _that_are(self, wanted: str) -> set[int]:
-        return {number for number, row in self.rows.items() if row.wanted == wanted}
-
-    @property
-    def eligible(self) -> set[int]:
-        """The versions that may answer requests which name none: of the policy's and those loaded by name."""
-        return (self.by_policy | self._that_are("loaded")) - self._that_are("unloaded")
+    def why_failed(self, number: int) -> str:
+        """Why a version cannot be loaded as its files are now; empty when nothing is known against it."""
+        fingerprint, reason = self.failures.get(number, ("", ""))
+        return reason if reason and number in self.present and fingerprint == self.fingerprint(number) else ""
 
     def fingerprint(self, number: int) -> str:
-        """Changes when the version's file, or the model's configuration, does."""
-        if self.entry is None:
+        """Changes when the version's file does, or what all versions are loaded with: the model's configuration, and
+        the labels and warm-up values that it names."""
+        entry = self.entry
+        if entry is None:
             return ""
-        return f"{file_fingerprint(self.path_of(number))} {file_fingerprint(str(self.entry.path / CONFIG_FILE))}"
+        outputs = entry.config.output if entry.config is not None else ()
+        labels = [entry.path / output.label_filename for output in outputs if output.label_filename]
+        shared = (entry.path / CONFIG_FILE, *labels, *entry.warmup_files.values())
+        return " ".join(map(file_fingerprint, (self.path_of(number), *map(str, shared))))
 
 
 def file_fingerprint(path: str) -> str:
@@ -162,14 +149,24 @@ def serving(state: ModelState, catalogue: Catalogue) -> int | None:
 
 
 def choose(state: ModelState, catalogue: Catalogue) -> int | None:
-    """Which version is to answer them: the primary, or else the newest that is ready of those that policy and people
-    chose; when none of these is, the newest that is left, unless it is only there as a shadow."""
-    ready = set(loaded(catalogue, state.name)) & state.present
-    primary = state.traffic.primary
-    if primary is not None:
-        return primary if primary in ready else None
-    shadow = {state.traffic.shadow.version} if state.traffic.shadow is not None else set()
-    return max(ready & state.eligible or ready - shadow, default=None)
+    """Which version is to answer them, of those that are ready."""
+    return residency.answering(record(state, catalogue), loaded(catalogue, state.name))
+
+
+def record(state: ModelState, catalogue: Catalogue) -> residency.Record:
+    """All that decides which versions belong in memory."""
+    ready = loaded(catalogue, state.name)
+    failed = {number for number in state.failures if number not in ready and state.why_failed(number)}
+    return residency.Record(
+        present=state.present,
+        by_policy=state.by_policy,
+        fallback=state.entry.policy.fallback_version if state.entry is not None else 0,
+        marks={number: row.wanted for number, row in state.rows.items()},
+        traffic=state.traffic,
+        on_request=state.on_request,
+        kept=policy.kept(state.traffic, time.time(), state.keep_s),
+        failed=frozenset(failed),
+    )
 
 
 def routing(state: ModelState, catalogue: Catalogue) -> dict[str, Any]:
@@ -195,14 +192,14 @@ def routing(state: ModelState, catalogue: Catalogue) -> dict[str, Any]:
 def not_in_memory(state: ModelState, catalogue: Catalogue) -> list[tuple[str, str, str]]:
     """(version, state, reason) of what is known of a model and not in memory, nor on the way there."""
     there = {version.number for version in catalogue.of_model(state.name) if not version.retiring}
-    found = []
+    found, said = [], record(state, catalogue)
     for number in sorted(state.present - there):
         if number in state.loading:
             found.append((str(number), LOADING, ""))
         elif number in state.failures:
             found.append((str(number), UNAVAILABLE, state.failures[number][1]))
         else:
-            found.append((str(number), UNLOADED, "unloaded"))
+            found.append((str(number), UNLOADED, reason_of(said, number, state.rows.get(number))))
     if state.entry is not None and not state.present and not there:
         found.append(("", UNAVAILABLE, state.entry.error or "the model has no versions"))
     return found

@@ -17,7 +17,7 @@ from nexus_grpc.supervisor.apart import apart, why
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_state import ModelState
 from nexus_grpc.supervisor.said import Said
-from nexus_grpc.traffic import policy
+from nexus_grpc.traffic import links, policy
 
 # A file that changed less long ago may still be being copied.
 SETTLED_SECONDS = 1.5
@@ -68,7 +68,7 @@ class Poll:
             self._said.is_news("", "")
 
     async def reload(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
-        """Read everything, or one model, again now; `current` links count.
+        """Read everything, or one model, again now.
 
         All models: each is done for itself, and the answer has what became of each. One: raises what went wrong.
         """
@@ -77,7 +77,7 @@ class Poll:
             contents = await life.looks.look()
         except ConfigurationError as error:
             raise UnknownModel(error.message) from None
-        failed = await self._look_at(contents, only=name, settled=False, actor=actor, relink=True)
+        failed = await self._look_at(contents, only=name, settled=False, actor=actor, asked=True)
         if name:
             self._check_one(name, contents, failed)
         states = sorted((s for s in life.states.values() if not name or s.name == name), key=lambda s: s.name)
@@ -98,21 +98,21 @@ class Poll:
             raise ModelNotServable(f"model '{name}': {state.entry.error}")
 
     async def look(
-        self, *, settled: bool, only: str = "", actor: str = ACTOR, relink: bool = False
+        self, *, settled: bool, only: str = "", actor: str = ACTOR, asked: bool = False
     ) -> dict[str, Failures]:
         """Compare the repository with what is known, and take up the differences.
 
         Args:
             settled: leave files alone that changed just now.
-            relink: `current` links count, also unchanged ones.
+            asked: somebody waits for it: what could not be done before is tried again.
 
         Returns what went wrong, by model. Raises ConfigurationError when the repository cannot be read at all.
         """
         contents = await self._lifecycle.looks.look()
-        return await self._look_at(contents, settled=settled, only=only, actor=actor, relink=relink)
+        return await self._look_at(contents, settled=settled, only=only, actor=actor, asked=asked)
 
     async def _look_at(
-        self, contents: Contents, *, settled: bool, only: str, actor: str, relink: bool
+        self, contents: Contents, *, settled: bool, only: str, actor: str, asked: bool
     ) -> dict[str, Failures]:
         entries = {entry.name: entry for entry in contents.entries}
         names = [name for name in sorted(set(entries) | set(self._lifecycle.states)) if only in ("", name)]
@@ -121,7 +121,7 @@ class Poll:
             if settled and await self._is_busy(name, entries.get(name)):
                 self._left = True  # the next look will do
                 return {}
-            return await self._take_up(name, actor, relink)
+            return await self._take_up(name, actor, asked)
 
         # At once: a model whose load takes long, or hangs, holds up none of the others.
         ends = await asyncio.gather(*(self._for_itself(name, one) for name in names))
@@ -144,25 +144,42 @@ class Poll:
         state = self._lifecycle.states.get(name)
         return (state is not None and state.lock.locked()) or not await asyncio.to_thread(_is_settled, entry)
 
-    async def _take_up(self, name: str, actor: str, relink: bool) -> Failures:
+    async def _take_up(self, name: str, actor: str, asked: bool) -> Failures:
         life = self._lifecycle
         async with life.hold(name, new=True) as state:
             # Read again under the lock: what was seen before may be an operation's half-way state.
             before = found.seen(state)
             await life.rescan(state)
-            link = await self._current(state)
-            followed = link is not None and (relink or link != state.current) and link != state.traffic.primary
-            state.current = link
+            link = state.current = await self._current(state)
+            followed = self._is_followed(state, link, asked)
             is_same = found.seen(state) == before and not self._differs(state) and not found.unrecorded(state)
-            tries_again = relink and bool(state.failures)
-            if is_same and not followed and not tries_again:
+            tries_again = asked and bool(state.failures)
+            if is_same and not followed and not tries_again and link == state.traffic.link:
                 return {}
             if state.is_known:
                 await found.record(life, state, actor)
-        failed = await life.bring_about(name, retry=relink)
+                await self._note_link(state)
+        failed = await life.bring_about(name, retry=asked)
         if followed and link is not None:
             await self._follow(name, link, actor)
         return {str(number): error for number, error in failed.items()}
+
+    def _is_followed(self, state: ModelState, link: int | None, asked: bool) -> bool:
+        """Whether the `current` link says something new: it leads elsewhere than when it was last followed. One that
+        stayed as it was has been said already, and whoever promoted or activated since said so later.
+
+        Args:
+            asked: somebody waits for the answer: also if it leads to nothing, so that he hears of it.
+        """
+        if not links.is_news(state.traffic, link):
+            return False
+        return asked or (link in state.present and not state.why_failed(link or 0))
+
+    async def _note_link(self, state: ModelState) -> None:
+        """A link that says nothing new is taken into account; what is news stays so until it was followed."""
+        traffic = links.noted(state.traffic, state.current)
+        if traffic != state.traffic and state.present and not links.is_news(state.traffic, state.current):
+            await self._lifecycle.commit(state, "", "", traffic=traffic, audited=False)
 
     def _differs(self, state: ModelState) -> bool:
         """Whether files changed under versions in memory, or failed ones may do now."""
@@ -194,12 +211,14 @@ class Poll:
                 await self._record_first(state)
 
     async def _record_first(self, state: ModelState) -> None:
-        async with self._lifecycle.hold(state.name, new=True):
-            state.current = await self._current(state)
-            followed = state.current if state.traffic.primary is None else None
-            await found.record(self._lifecycle, state, ACTOR)
-        if followed is not None and followed in state.present and followed != self._lifecycle.serving(state):
-            await self._follow(state.name, followed, ACTOR)
+        life = self._lifecycle
+        async with life.hold(state.name, new=True):
+            link = state.current = await self._current(state)
+            followed = self._is_followed(state, link, False)
+            await found.record(life, state, ACTOR)
+            await self._note_link(state)
+        if followed and link is not None:
+            await self._follow(state.name, link, ACTOR)
 
 
 def _active(state: ModelState, life: Lifecycle) -> dict[str, str]:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 from nexus_grpc import logs
@@ -17,6 +18,7 @@ from nexus_grpc.supervisor.catalogue import Version
 from nexus_grpc.supervisor.experiments import status
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_state import ModelState
+from nexus_grpc.supervisor.settling import SERVER_ACTOR
 from nexus_grpc.supervisor.variant_statistics import VariantStatistics
 from nexus_grpc.traffic import policy
 from nexus_grpc.traffic import ramp as ramps
@@ -24,7 +26,7 @@ from nexus_grpc.traffic.guards import parse_guards
 from nexus_grpc.traffic.policy import ModelTraffic, Sticky, basis_points
 from nexus_grpc.traffic.statistics import VariantStats
 
-RAMP_ACTOR, SERVER_ACTOR = "ramp", "server"
+RAMP_ACTOR = "ramp"
 TICK_SECONDS = 0.5
 
 
@@ -57,7 +59,7 @@ class TrafficOperations:
             return await self._commit(state, "experiment", actor, traffic, version=version, detail=detail)
 
     async def split(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
-        async with self._hold(arguments["model"]) as state:
+        async with self._hold_arms(arguments["model"]) as state:
             candidate, given = _experiment(state).arms[1].version, arguments["shares"]
             if ("percent" in arguments) == bool(given):
                 text = "expected either percent, the candidate's share, or shares by version"
@@ -69,7 +71,7 @@ class TrafficOperations:
             return await self._commit(state, "split", actor, traffic, detail=detail)
 
     async def ramp(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
-        async with self._hold(arguments["model"]) as state:
+        async with self._hold_arms(arguments["model"]) as state:
             _experiment(state)
             guards = tuple(arguments["guards"])
             parse_guards(guards)
@@ -86,7 +88,7 @@ class TrafficOperations:
             return await self._commit(state, "ramp", actor, traffic, detail=detail)
 
     async def promote(self, arguments: dict[str, Any], actor: str) -> dict[str, Any]:
-        async with self._hold(arguments["model"]) as state:
+        async with self._hold_arms(arguments["model"]) as state:
             _experiment(state)
             number = state.number_of(arguments["version"]) if arguments["version"] else None
             traffic = policy.promote(state.traffic, number)
@@ -157,6 +159,14 @@ class TrafficOperations:
 
     def _hold(self, name: str, *, needs_experiment: bool = True) -> contextlib.AbstractAsyncContextManager[ModelState]:
         return self._lifecycle.hold(self._model(name, needs_experiment=needs_experiment).name)
+
+    @contextlib.asynccontextmanager
+    async def _hold_arms(self, name: str) -> AsyncIterator[ModelState]:
+        """With all versions of the experiment in memory: who gets more traffic is there. Raises NexusError."""
+        state = self._model(name)
+        arms = [arm.version for arm in _experiment(state).arms]
+        async with self._lifecycle.prepared(state.name, *arms), self._lifecycle.hold(state.name) as held:
+            yield held
 
     def _serving(self, state: ModelState) -> int:
         number = self._lifecycle.serving(state)

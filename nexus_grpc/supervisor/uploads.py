@@ -9,17 +9,19 @@ from typing import Any
 
 from nexus_grpc import logs
 from nexus_grpc.configuration import ConfigurationError
-from nexus_grpc.ipc.errors import AlreadyExists, ModelNotServable, NexusError, StorageFailed
+from nexus_grpc.ipc.errors import AlreadyExists, ModelNotServable, NexusError, StateConflict, StorageFailed
 from nexus_grpc.ipc.model_names import check_model_name
 from nexus_grpc.registry.records import ModelRow, VersionRow
 from nexus_grpc.registry.store import now_text
 from nexus_grpc.repository import ModelEntry
 from nexus_grpc.supervisor import inactive, storage
-from nexus_grpc.supervisor.catalogue import READY, UNLOADED
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_operations import next_number
 from nexus_grpc.supervisor.model_state import ModelState
+from nexus_grpc.supervisor.reasons import STORE_ONLY
+from nexus_grpc.supervisor.records import states_of
 from nexus_grpc.supervisor.trial import Trial, try_model
+from nexus_grpc.traffic import policy, residency
 from nexus_grpc.version_folders import MODEL_FILE
 
 # The records of the model and of the version; None for one that was not there.
@@ -48,12 +50,14 @@ class Uploads:
         name, settings = header["id"], life.settings
         async with life.hold(name, new=True) as state:
             number, _ = await self._number(state, header)
+            _check_store_only(state, number, header)
             life.looks.names.check(name)
             entry = state.entry or ModelEntry(name, settings.model_repository / name)
         trial = await try_model(str(staged), name, str(number), entry, settings)
         async with life.hold(name, new=True) as state:
             # Again: another upload may have been faster.
             number, version_name = await self._number(state, header)
+            _check_store_only(state, number, header)
             before = state.row, state.rows.get(number)
             row = self._row(state, number, version_name, arguments, trial, actor)
             with life.looks.names.claim(name):
@@ -62,7 +66,9 @@ class Uploads:
             state.tried[state.fingerprint(row.version)] = trial.batching_veto
             if header["store_only"]:
                 await life.settle(state)
-        if not header["store_only"]:
+        if header["store_only"]:
+            await life.complete(name)
+        else:
             await self._load(row, before, actor)
         return self._answer(life.find(name), row, trial)
 
@@ -92,6 +98,7 @@ class Uploads:
             created_by=actor,
             wanted=_wanted(header["store_only"], is_explicit),
             info={"inputs": trial.inputs, "outputs": trial.outputs},
+            decided={"by": actor, "at": now_text(), "how": STORE_ONLY} if header["store_only"] else {},
         )
 
     async def _commit(
@@ -142,7 +149,7 @@ class Uploads:
     async def _load(self, row: VersionRow, before: Before, actor: str) -> None:
         """What passed its trial and cannot be loaded all the same is taken back."""
         life, name, number = self._lifecycle, row.model, row.version
-        failed = await life.bring_about(name, retry=True)
+        failed = await self._reopen(row, actor) or await life.bring_about(name, retry=True)
         if number not in failed:
             return
         error: NexusError = failed[number]
@@ -155,6 +162,20 @@ class Uploads:
             await self._take_back(state, number)
             await life.settle(state)
         raise error
+
+    async def _reopen(self, row: VersionRow, actor: str) -> dict[int, NexusError]:
+        """Who uploads a version to a model that was unloaded wants it to answer. Returns why it cannot."""
+        life, state = self._lifecycle, self._lifecycle.find(row.model)
+        if state.traffic.closed is None:
+            return {}
+        others = (policy.versions(state.traffic) - {row.version}) & state.present
+        try:
+            async with life.prepared(row.model, row.version, *sorted(others)), life.hold(row.model) as state:
+                traffic = policy.reopen(state.traffic)
+                await life.commit(state, "load", actor, version=str(row.version), traffic=traffic)
+        except NexusError as error:
+            return {row.version: error}
+        return {}
 
     async def _forget(self, state: ModelState, row: VersionRow, before: Before, actor: str, reason: str) -> None:
         """The records are as before; but what others wrote meanwhile stays. Raises StorageFailed."""
@@ -190,7 +211,7 @@ class Uploads:
                 "size_bytes": row.size_bytes,
             },
             "info": {"inputs": trial.inputs, "outputs": trial.outputs},
-            "state": UNLOADED if row.wanted == "unloaded" else READY,
+            "state": states_of(state, self._lifecycle.catalogue)[row.version][0],
             "active": number == row.version,
             "note": note,
         }
@@ -206,7 +227,17 @@ def _unreadable(state: ModelState) -> ModelNotServable:
     return ModelNotServable(f"model '{state.name}' takes no uploads as it is: {reason}")
 
 
+def _check_store_only(state: ModelState, number: int, header: dict[str, Any]) -> None:
+    """Raises StateConflict for a version that would answer as soon as its file is there."""
+    traffic = state.traffic
+    if header["store_only"] and traffic.closed is None and number in policy.versions(traffic):
+        raise StateConflict(
+            f"version {number} of model '{state.name}' is to answer as soon as its file is there: upload it without"
+            " store_only, or activate another version first"
+        )
+
+
 def _wanted(store_only: bool, explicit: bool) -> str:
     if store_only:
-        return "unloaded"
-    return "loaded" if explicit else "auto"
+        return residency.UNLOADED
+    return residency.LOADED if explicit else residency.AUTO

@@ -1,16 +1,19 @@
 """A model's traffic policy: which versions answer the requests that name none. Values, and the changes between them.
 
     activate, rollback ──▶ no experiment ──start──▶ experiment ──promote──▶ no experiment, the candidate is primary
-                                  ▲                   │  ▲ split, ramp ┘
-                                  └──────abort────────┘
+                              │  ▲   ▲                │  ▲ split, ramp ┘
+                        close │  │   └──────abort─────┘
+                              ▼  │ reopen, activate, rollback
+                             closed
 
-Every change is a function from one policy to the next; what it refuses changes nothing.
+Every change is a function from one policy to the next; what it refuses changes nothing. Which versions are to be in
+memory for it is residency.py's.
 """
 
 import dataclasses
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from nexus_grpc.ipc.errors import InvalidInput, StateConflict
@@ -20,6 +23,8 @@ from nexus_grpc.traffic.guards import parse_guards
 BALANCES = ("least_busy", "round_robin", "least_latency")
 EARLIER_MAX = 20
 RAMP_SECONDS_MAX = 30 * 86_400.0
+# Of a policy written before links were remembered.
+LINK_UNSEEN = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,6 +82,22 @@ class Experiment:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Closed:
+    """The model was unloaded as a whole: by whom, and when (RFC 3339, UTC)."""
+
+    by: str
+    at: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Left:
+    """A version that answered until then (seconds since the epoch)."""
+
+    version: int
+    at_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ModelTraffic:
     """The whole policy.
 
@@ -84,6 +105,9 @@ class ModelTraffic:
         primary: the version that answers; None = the newest ready one.
         earlier: the versions that answered before, newest last.
         last_outcome: how the last experiment ended, in words.
+        closed: nobody answers, until the model is loaded again.
+        left: when versions ceased to answer, for keeping them a while; the latest last.
+        link: where the `current` link led when that was last taken into account; None = there was none.
     """
 
     primary: int | None = None
@@ -92,6 +116,9 @@ class ModelTraffic:
     shadow: Shadow | None = None
     balance: str = "least_busy"
     last_outcome: str = ""
+    closed: Closed | None = None
+    left: tuple[Left, ...] = ()
+    link: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -99,12 +126,15 @@ class ModelTraffic:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "ModelTraffic":
         """Raises KeyError, TypeError or ValueError for what to_json() did not write."""
-        values: dict[str, Any] = dict(content)
+        values: dict[str, Any] = {"link": LINK_UNSEEN, **content}
         if values["experiment"] is not None:
             values["experiment"] = _experiment_of(values["experiment"])
         if values["shadow"] is not None:
             values["shadow"] = Shadow(**values["shadow"])
+        if values.get("closed") is not None:
+            values["closed"] = Closed(**values["closed"])
         values["earlier"] = tuple(values["earlier"])
+        values["left"] = tuple(Left(**each) for each in values.get("left", ()))
         return cls(**values)
 
 
@@ -128,6 +158,13 @@ def versions(traffic: ModelTraffic) -> frozenset[int]:
     if traffic.shadow is not None:
         found.add(traffic.shadow.version)
     return frozenset(found)
+
+
+def shares(traffic: ModelTraffic) -> dict[int, int]:
+    """What versions that somebody chose get, in basis points; arms without a share are there with 0."""
+    if traffic.experiment is not None:
+        return {arm.version: arm.basis_points for arm in traffic.experiment.arms}
+    return {traffic.primary: BUCKETS} if traffic.primary is not None else {}
 
 
 def basis_points(percent: float) -> int:
@@ -272,7 +309,12 @@ def activate(traffic: ModelTraffic, serving: int | None, version: int | None) ->
     outcome = f"ended by activating version {version or 'newest'}" if traffic.experiment is not None else ""
     base = traffic if version is None else _without_shadow_of(traffic, version)
     return dataclasses.replace(
-        base, primary=version, earlier=earlier, experiment=None, last_outcome=outcome or traffic.last_outcome
+        base,
+        primary=version,
+        earlier=earlier,
+        experiment=None,
+        last_outcome=outcome or traffic.last_outcome,
+        closed=None,
     )
 
 
@@ -290,11 +332,46 @@ def rollback(traffic: ModelTraffic, serving: int | None) -> ModelTraffic:
         earlier=tuple(earlier),
         experiment=None,
         last_outcome=f"rolled back to version {chosen}",
+        closed=None,
     )
 
 
 def with_shadow(traffic: ModelTraffic, shadow: Shadow | None) -> ModelTraffic:
     return dataclasses.replace(traffic, shadow=shadow)
+
+
+def close(traffic: ModelTraffic, by: str, at: str) -> ModelTraffic:
+    """The model is unloaded as a whole. What was chosen stays chosen."""
+    if traffic.experiment is not None:
+        raise StateConflict("an experiment runs: abort or promote it first")
+    return dataclasses.replace(traffic, closed=Closed(by, at), left=())
+
+
+def reopen(traffic: ModelTraffic) -> ModelTraffic:
+    return dataclasses.replace(traffic, closed=None)
+
+
+def replaced(traffic: ModelTraffic, before: int, now: int, at_s: float) -> ModelTraffic:
+    """A version answers instead of another. Where nobody chose either, that one is what a rollback goes back to."""
+    left = tuple(each for each in traffic.left if each.version not in (before, now))
+    earlier = traffic.earlier if traffic.primary is not None else _remembering(traffic.earlier, before)
+    return dataclasses.replace(traffic, left=(*left, Left(before, at_s))[-EARLIER_MAX:], earlier=earlier)
+
+
+def forgetting(traffic: ModelTraffic, numbers: Collection[int]) -> ModelTraffic:
+    """These versions are not kept any longer."""
+    return dataclasses.replace(traffic, left=tuple(each for each in traffic.left if each.version not in numbers))
+
+
+def without(traffic: ModelTraffic, numbers: Collection[int]) -> ModelTraffic:
+    """These versions are deleted: there is no way back to them."""
+    earlier = tuple(each for each in traffic.earlier if each not in numbers)
+    return dataclasses.replace(forgetting(traffic, numbers), earlier=earlier)
+
+
+def kept(traffic: ModelTraffic, now_s: float, keep_s: float) -> frozenset[int]:
+    """Versions that answered less than so many seconds ago."""
+    return frozenset(each.version for each in traffic.left if each.at_s + keep_s > now_s)
 
 
 def with_balance(traffic: ModelTraffic, balance: str) -> ModelTraffic:

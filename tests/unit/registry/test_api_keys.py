@@ -14,8 +14,8 @@ from nexus_grpc.access.identity import Scope
 from nexus_grpc.access.keys import ApiKey, new_key
 from nexus_grpc.ipc.errors import AlreadyExists, InvalidInput, StorageFailed
 from nexus_grpc.registry.open import open_registry
-from nexus_grpc.registry.records import Change, ModelRow
-from nexus_grpc.registry.store import TABLES, Registry
+from nexus_grpc.registry.records import Change, ModelRow, VersionRow
+from nexus_grpc.registry.store import SCHEMA_VERSION, TABLES, Registry
 from tests.postgres import Postgres
 from tests.unit.registry.conftest import Place
 
@@ -184,7 +184,8 @@ def become_version_1(place: Place) -> None:
     registry = place.open()
     registry.apply(Change("ada", "upload", "iris", "1", {"size": 1}, (ModelRow("iris", "Iris"),)))
     registry.close()
-    for statement in ("DROP TABLE api_keys", "DROP TABLE counters", "UPDATE schema_version SET version = 1"):
+    later = ("DROP TABLE api_keys", "DROP TABLE counters", "ALTER TABLE versions DROP COLUMN decided")
+    for statement in (*later, "UPDATE schema_version SET version = 1"):
         place.sql(statement)
     (place.folder / "registry-snapshot.json").unlink(missing_ok=True)
 
@@ -192,7 +193,7 @@ def become_version_1(place: Place) -> None:
 def test_a_registry_of_version_1_gets_the_tables_and_keeps_the_rest(place: Place) -> None:
     become_version_1(place)
     registry = place.open()
-    assert [tuple(row) for row in place.sql("SELECT version FROM schema_version")] == [(2,)]
+    assert [tuple(row) for row in place.sql("SELECT version FROM schema_version")] == [(SCHEMA_VERSION,)]
     assert registry.models() == [ModelRow("iris", "Iris")]
     assert [row.action for row in registry.history()] == ["upload"]
     assert registry.add_key(FULL) == 2
@@ -234,8 +235,10 @@ def test_a_real_database_of_version_1(tmp_path: pathlib.Path) -> None:
         place.sql(statement)
     place.sql("INSERT INTO schema_version (version) VALUES (1)")
     place.sql("INSERT INTO models VALUES ('iris', 'Iris', '', '{}', '', '', '{}')")
+    place.sql("INSERT INTO versions VALUES ('iris', 1, '', 'none', '', 0, '{}', 'upload', '', '', 1, 'unloaded', '{}')")
     registry = place.open()
     assert registry.models() == [ModelRow("iris", "Iris")]
+    assert registry.versions() == [VersionRow("iris", 1, source="upload", wanted="unloaded")]
     registry.add_key(FULL)
     assert registry.list_keys() == [FULL]
     registry.close()
