@@ -135,10 +135,10 @@ class InferenceService:
         response = pb.RepositoryIndexResponse()
         for entry in self._catalogue.entries:
             if entry.ready or not request.ready:
-                # Triton knows no state UNLOADED: its clients see UNAVAILABLE with this reason.
+                # Triton knows no state UNLOADED: its clients see UNAVAILABLE, and a reason that begins so.
                 state, reason = entry.state, entry.reason
                 if state == UNLOADED:
-                    state, reason = "UNAVAILABLE", "unloaded"
+                    state, reason = "UNAVAILABLE", _as_triton(reason)
                 response.models.add(name=entry.name, version=entry.version, state=state, reason=reason)
         return response
 
@@ -174,6 +174,11 @@ class InferenceService:
         if request.settings:
             raise Unsupported(NO_SETTINGS)
         return pb.LogSettingsResponse()
+
+
+def _as_triton(reason: str) -> str:
+    """Triton's own reason is the one word."""
+    return reason if reason.startswith("unloaded") else f"unloaded: {reason}" if reason else "unloaded"
 
 
 def _present(message: Any) -> Any:

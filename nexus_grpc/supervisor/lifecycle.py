@@ -119,9 +119,8 @@ class Lifecycle:
         self._log.error("model version is down", model=state.name, version=version.version, reason=version.reason)
 
     def _is_lacking(self, state: ModelState) -> bool:
-        """Whether something that is to be in memory is not there, or traffic names what cannot be."""
-        ready = set(model_state.loaded(self._catalogue, state.name))
-        return bool(self.loading.wanted(state) - ready or self.settling.dead(state))
+        """Whether something is to be loaded, perhaps anew, or traffic names what cannot be."""
+        return bool(self.loading.missing(state, retry=False) or self.settling.dead(state))
 
     # --- the routing table ---
 
