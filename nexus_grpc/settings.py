@@ -181,6 +181,10 @@ class Settings(AccessSettings, OverloadSettings, BaseSettings):
     load_model: Names = Field(
         (), description="With --model-control explicit: the models to load at the start, such as iris,churn; * for all."
     )
+    strict_readiness: bool = Field(
+        False,
+        description="Not ready while a model that was asked for at the start is down: /ready, ServerReady (as Triton).",
+    )
     registry_url: str = Field(
         "",
         max_length=4096,

@@ -61,11 +61,19 @@ class Catalogue:
         self._serving: dict[str, str] = {}
         self._candidates: dict[str, str] = {}
         self._similar = Similar(())
+        # Models that were asked for at the start and are down, with the reason; with --strict-readiness only.
+        self.down: dict[str, str] = {}
         self._pages: dict[int, memoryview] = {}
         self._lock = threading.Lock()
 
-    def replace(self, items: list[dict[str, Any]], traffic: dict[str, Any] | None = None) -> None:
-        """`items` and `traffic` are those of the `routes` message."""
+    def replace(
+        self,
+        items: list[dict[str, Any]],
+        traffic: dict[str, Any] | None = None,
+        down: dict[str, str] | None = None,
+    ) -> None:
+        """`items`, `traffic` and `down` are those of the `routes` message."""
+        self.down = down or {}
         entries = tuple(_entry(item) for item in items if not item.get("variant"))
         arms: dict[int, tuple[int, ...]] = {}
         for item in items:

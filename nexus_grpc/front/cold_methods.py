@@ -76,7 +76,7 @@ class InferenceService:
         return pb.ServerLiveResponse(live=True)
 
     def ServerReady(self, request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:  # noqa: N802
-        return pb.ServerReadyResponse(ready=self._is_serving())
+        return pb.ServerReadyResponse(ready=self._is_serving() and not self._catalogue.down)
 
     def ModelReady(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:  # noqa: N802
         return pb.ModelReadyResponse(ready=self._catalogue.is_ready(request.name, request.version))

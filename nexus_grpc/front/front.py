@@ -210,7 +210,7 @@ class Front:
                 threading.Thread(target=self._drain, args=(message["seconds"],), daemon=True, name="drain").start()
 
     def _take_routes(self, message: Message) -> None:
-        self._catalogue.replace(message["catalogue"], message["traffic"])
+        self._catalogue.replace(message["catalogue"], message["traffic"], message.get("down"))
 
         def replace() -> None:
             self._dispatcher.replace_routes(message["catalogue"], message["traffic"])

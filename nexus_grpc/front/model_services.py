@@ -117,13 +117,16 @@ class SystemService:
         )
 
     def Ready(self, request: system_pb2.ReadyRequest) -> system_pb2.ReadyResponse:  # noqa: N802
-        """Raises ModelUnavailable while draining, without a worker, and when there are models and none is ready."""
+        """Raises ModelUnavailable while draining, without a worker, when there are models and none is ready, and with
+        --strict-readiness when one that was asked for is down."""
         if not self._is_serving():
             raise ModelUnavailable("the server is starting or stopping", reason="NOT_SERVING")
         if not self._worker_count():
             raise ModelUnavailable("no worker is there; one is being started", reason="NO_WORKER")
         if self._catalogue.entries and not any(entry.ready for entry in self._catalogue.entries):
             raise ModelUnavailable("no model is ready; GET /models/{id} says why", reason="NO_MODEL")
+        for name, reason in self._catalogue.down.items():
+            raise ModelUnavailable(f"model '{name}' is down (--strict-readiness): {reason}", reason="MODEL_DOWN")
         return system_pb2.ReadyResponse(ready=True, status="ready")
 
     def Version(self, request: system_pb2.VersionRequest) -> system_pb2.VersionResponse:  # noqa: N802

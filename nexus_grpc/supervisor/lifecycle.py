@@ -30,6 +30,7 @@ from nexus_grpc.supervisor.deployment import Deployment
 from nexus_grpc.supervisor.loading import Loading
 from nexus_grpc.supervisor.looks import Looks
 from nexus_grpc.supervisor.model_state import ModelState
+from nexus_grpc.supervisor.readiness import Readiness
 from nexus_grpc.supervisor.settling import Settling
 from nexus_grpc.traffic import links, policy, residency
 from nexus_grpc.traffic.policy import ModelTraffic
@@ -47,6 +48,7 @@ class Lifecycle:
         self.states: dict[str, ModelState] = {}
         self.loading = Loading(settings, catalogue, self._show)
         self.settling = Settling(catalogue, self.loading, self._show, self.commit)
+        self.readiness = Readiness(self.states, catalogue, settings.load_model)
         self.looks = Looks(settings.model_repository, self.states)
 
     # --- starting ---
@@ -69,6 +71,7 @@ class Lifecycle:
         self.looks.report(contents)
         for entry in contents.entries:
             self._state(entry.name).entry = entry
+        self.readiness.begin()
         for state in list(self.states.values()):
             with apart("a model cannot be taken up", model=state.name):
                 self._place(state)
@@ -130,7 +133,8 @@ class Lifecycle:
         catalogue = [version.as_message() for version in (*self._catalogue.listed, *arms)]
         known = [state for state in self.states.values() if state.entry is not None]
         traffic = {state.name: model_state.routing(state, self._catalogue) for state in known}
-        return {"catalogue": catalogue, "traffic": traffic}
+        down = self.readiness.down() if self._settings.strict_readiness else {}
+        return {"catalogue": catalogue, "traffic": traffic, "down": down}
 
     # --- the registry ---
 

@@ -1,0 +1,45 @@
+"""Which models that were asked for at the start are down: what --strict-readiness looks at."""
+
+from collections.abc import Mapping
+
+from nexus_grpc.supervisor import model_state
+from nexus_grpc.supervisor.catalogue import Catalogue
+from nexus_grpc.supervisor.model_state import ModelState
+
+
+class Readiness:
+    """Of one server.
+
+    Args:
+        states: the models that the server has in hand, by name.
+        named: the models that --load-model names.
+    """
+
+    def __init__(self, states: Mapping[str, ModelState], catalogue: Catalogue, named: tuple[str, ...]) -> None:
+        self._states = states
+        self._catalogue = catalogue
+        self._named = frozenset(named) - {"*"}
+        self._asked: set[str] = set(self._named)
+
+    def begin(self) -> None:
+        """What is there at the start was asked for, but for what is loaded on request only."""
+        self._asked |= {state.name for state in self._states.values() if state.entry and not state.on_request}
+
+    def down(self) -> dict[str, str]:
+        """Why, by model. What somebody unloaded or deleted, or only stored, is wanted by nobody."""
+        found = {}
+        for name in sorted(self._asked):
+            state = self._states.get(name)
+            if state is None or state.entry is None:
+                if name in self._named:
+                    found[name] = "it is not in the repository"
+            elif model_state.serving(state, self._catalogue) is None and not _is_unwanted(state):
+                reasons = [reason for _, _, reason in model_state.not_in_memory(state, self._catalogue) if reason]
+                found[name] = reasons[-1] if reasons else "no version of it is ready"
+        return found
+
+
+def _is_unwanted(state: ModelState) -> bool:
+    marks = {number: row.wanted for number, row in state.rows.items()}
+    is_stored = bool(state.present) and all(marks.get(number) == "unloaded" for number in state.present)
+    return state.traffic.closed is not None or is_stored
