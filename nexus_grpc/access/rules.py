@@ -48,6 +48,7 @@ _RULES: dict[str, dict[str, Scope]] = {
     "nexus.v1.Models": {
         "List": Scope.READ,
         "Info": Scope.READ,
+        "Overview": Scope.READ,
         "History": Scope.READ,
         "ListRecords": Scope.READ,
         "GetRecord": Scope.READ,

@@ -236,7 +236,7 @@ def print_versions(answer: "ModelInfo", as_json: bool) -> None:
     rows = [
         (
             each.version,
-            "*" if _answers(answer, each.version, each.state) else "",
+            "*" if each.version == answer.active_version else "",
             _shown_state(each.state, each.circuit),
             each.version_name,
             each.reason,
@@ -248,10 +248,6 @@ def print_versions(answer: "ModelInfo", as_json: bool) -> None:
 
 def _shown_state(state: str, circuit: str) -> str:
     return f"{state}, circuit {circuit.replace('_', '-')}" if circuit not in ("", "closed") else state
-
-
-def _answers(answer: "ModelInfo", version: str, state: str) -> bool:
-    return version == answer.version and state == "READY" == answer.state
 
 
 app.command("upload")(upload.upload)

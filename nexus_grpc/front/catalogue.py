@@ -2,6 +2,7 @@
 
 import base64
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,7 @@ class Catalogue:
 
     def __init__(self) -> None:
         self._entries: tuple[CatalogueEntry, ...] = ()
+        self._by_name: dict[str, list[CatalogueEntry]] = {}
         # Slots of experiments' arms by the slot of their version: requests to these count for the version, too.
         self._arms: dict[int, tuple[int, ...]] = {}
         # Model → the version that answers requests which name none ("" = none), where the supervisor says so.
@@ -82,13 +84,20 @@ class Catalogue:
         self._arms = arms
         self._serving = {name: policy["serving_version"] for name, policy in (traffic or {}).items()}
         self._candidates = {name: policy.get("candidate_version", "") for name, policy in (traffic or {}).items()}
+        by_name: dict[str, list[CatalogueEntry]] = {}
+        for entry in entries:
+            by_name.setdefault(entry.name, []).append(entry)
+        self._by_name = by_name
         self._entries = entries
         self._similar = Similar(self.names())
 
     def serving_version(self, name: str) -> str:
         """The version that answers requests which name none; empty when none does."""
-        ready = self.ready_versions(name)
-        return self._serving.get(name, ready[-1].version if ready else "")
+        serving = self._serving.get(name)
+        if serving is None:
+            ready = self.ready_versions(name)
+            serving = ready[-1].version if ready else ""
+        return serving
 
     def candidate_version(self, name: str) -> str:
         """Of a running experiment; empty without one."""
@@ -104,15 +113,19 @@ class Catalogue:
         return self._entries
 
     def names(self) -> set[str]:
-        return {entry.name for entry in self._entries}
+        return set(self._by_name)
+
+    def versions_of(self, name: str) -> Sequence[CatalogueEntry]:
+        """All versions of a model, ready or not; none of one that is not there."""
+        return self._by_name.get(name, ())
 
     def similar(self, name: str) -> str:
         """The model that was probably meant by a name that no model has; empty if there is none."""
-        return "" if name in self.names() else self._similar.to(name)
+        return "" if name in self._by_name else self._similar.to(name)
 
     def ready_versions(self, name: str) -> list[CatalogueEntry]:
         """Ascending. Empty when the model is unknown or none of its versions is ready."""
-        found = [entry for entry in self._entries if entry.name == name and entry.ready]
+        found = [entry for entry in self.versions_of(name) if entry.ready]
         return sorted(found, key=lambda entry: int(entry.version))
 
     def is_ready(self, name: str, version: str) -> bool:
@@ -127,7 +140,7 @@ class Catalogue:
         for entry in self.ready_versions(name):
             if wanted and wanted in (entry.version, entry.version_name):
                 return entry
-        broken = [e for e in self._entries if e.name == name and (not version or version == e.version)]
+        broken = [e for e in self.versions_of(name) if not version or version == e.version]
         if broken:
             raise ModelUnavailable(f"model '{name}' is not ready: {broken[0].reason}")
         shown = f"'{name}' version {version}" if version else f"'{name}'"

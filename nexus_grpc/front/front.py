@@ -123,7 +123,8 @@ class Front:
         models = ModelsService(self._catalogue, supervised, self._circuit_of)
         traffic, keys = TrafficService(supervised), KeysService(supervised)
         started_at_s = psutil.Process(os.getppid()).create_time()
-        system = SystemService(self._catalogue, serving, lambda: len(self._workers), started_at_s, supervised)
+        auth, workers = self._settings.auth, self._workers
+        system = SystemService(self._catalogue, serving, lambda: len(workers), started_at_s, supervised, auth)
         handlers = (
             cold_handlers(inference, grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"], ids, HOT),
             cold_handlers(models, models_pb2.DESCRIPTOR.services_by_name["Models"], ids, STREAMED),

@@ -51,9 +51,16 @@ class ModelsService:
         name = request.id
         if not name:
             raise InvalidInput("the model's id is missing: GET /models/info?id=iris", field="id")
-        known = [entry for entry in self._catalogue.entries if entry.name == name]
-        if not known:
+        if not self._catalogue.versions_of(name):
             raise unknown_model(f"'{name}'", self._catalogue.similar(name))
+        return self._info(name)
+
+    def Overview(self, request: models_pb2.OverviewRequest) -> models_pb2.OverviewResponse:  # noqa: N802
+        models = [self._info(name) for name in sorted(self._catalogue.names())]
+        return models_pb2.OverviewResponse(models=models, count=len(models))
+
+    def _info(self, name: str) -> models_pb2.ModelInfo:
+        known = self._catalogue.versions_of(name)
         serving = self._catalogue.serving_version(name)
         shown = next((entry for entry in known if entry.version == serving and entry.ready), known[-1])
         versions = [
@@ -67,7 +74,7 @@ class ModelsService:
             for e in known
         ]
         info = models_pb2.ModelInfo(id=name, name=name, version=shown.version, state=shown.state, versions=versions)
-        info.path = shown.file
+        info.path, info.active_version = shown.file, serving
         if shown.metadata is not None and shown.config is not None:
             info.inputs.extend(_tensor(tensor) for tensor in shown.metadata.inputs)
             info.outputs.extend(_tensor(tensor) for tensor in shown.metadata.outputs)
@@ -82,6 +89,7 @@ class SystemService:
         is_serving: False from the beginning of a drain on.
         worker_count: how many workers this front has now.
         started_at_s: when the server started, in seconds since the epoch.
+        auth: whom it asks for credentials.
     """
 
     def __init__(
@@ -91,7 +99,9 @@ class SystemService:
         worker_count: Callable[[], int],
         started_at_s: float,
         supervised: Supervised,
+        auth: str = "off",
     ) -> None:
+        self._auth = auth
         self._catalogue = catalogue
         self._is_serving = is_serving
         self._worker_count = worker_count
@@ -114,6 +124,7 @@ class SystemService:
             version=server_version(),
             models_loaded=sum(entry.ready for entry in self._catalogue.entries),
             workers=self._worker_count(),
+            auth=self._auth,
         )
 
     def Ready(self, request: system_pb2.ReadyRequest) -> system_pb2.ReadyResponse:  # noqa: N802

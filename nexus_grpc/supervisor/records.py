@@ -36,6 +36,7 @@ def info_of(state: ModelState, catalogue: Catalogue) -> dict[str, Any]:
         "version": str(shown or ""),
         "path": state.entry.relative_path(str(shown or "")) if state.entry is not None else state.name,
         "state": states[shown][0] if shown is not None else "UNAVAILABLE",
+        "active_version": str(number or ""),
         "versions": [
             {
                 "version": str(n),

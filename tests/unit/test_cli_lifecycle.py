@@ -19,7 +19,7 @@ def server() -> Iterator[Server]:
 
 
 def iris() -> models.ModelInfo:
-    info = models.ModelInfo(id="iris", version="2", state="READY")
+    info = models.ModelInfo(id="iris", version="2", active_version="2", state="READY")
     info.versions.add(version="1", state="UNLOADED", reason="unloaded")
     info.versions.add(version="2", state="READY", version_name="1.0.0")
     return info

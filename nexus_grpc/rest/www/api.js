@@ -66,8 +66,8 @@ function refusal({ status, requestId, body }, text) {
 export const health = () => call("/health");
 /** 503 is an answer here, too: it says that the server is not ready. */
 export const ready = () => call("/ready", { accept: [503] });
-export const listModels = () => call("/models");
-export const modelInfo = (id) => call(`/models/${encodeURIComponent(id)}`);
+/** All models, as /models/{id} tells of each. */
+export const overview = () => call("/v1/overview");
 export const predict = (request) => call("/predict", { method: "POST", json: request });
 
 /**

@@ -1,7 +1,7 @@
 // The page at /: server status, models, a form to predict with. Views are in views.js, the calls in api.js.
 
 import * as api from "./api.js";
-import { askForKey, isAboutCredentials, watchCredential } from "./credential.js";
+import { askForKey, isAboutCredentials, offerKey, watchCredential } from "./credential.js";
 import { byId, copyText, element, facts, fill } from "./dom.js";
 import { exampleRow, formKind, parseRow, rowText } from "./rows.js";
 import { answerView, duration, errorView, modelCard, pill } from "./views.js";
@@ -10,10 +10,11 @@ const REFRESH_MS = 10_000;
 const RETRY_MS = 2_000;
 
 /**
- * Everything the page knows. models: the entries of /models; infos: /models/{id} by id, or the Error that asking gave;
- * chosen: the model in the form; filled: the model whose example the form got; seen: changes when models may have.
+ * Everything the page knows. models: what /v1/overview says of each; shown: that as text, as it was shown last; refused:
+ * whether the server wants another key before it shows them; chosen: the model in the form; filled: the model whose
+ * example the form got.
  */
-const known = { models: [], infos: new Map(), chosen: "", filled: "", seen: "" };
+const known = { models: [], shown: "", refused: false, chosen: "", filled: "" };
 
 // ---- server status -------------------------------------------------------------------------------------------
 
@@ -22,11 +23,8 @@ async function refreshStatus() {
   try {
     const [health, ready] = await Promise.all([api.health(), api.ready()]);
     showStatus(health.body, ready);
-    const seen = `${ready.status} ${health.body.models_loaded}`;
-    if (seen !== known.seen) await refreshModels();
-    known.seen = seen;
+    if (!known.refused && !document.hidden) await refreshModels();
   } catch (error) {
-    known.seen = "";
     next = RETRY_MS;
     showState("bad", error.unreachable ? "down" : "failing", `${error.message} Trying again …`);
     byId("facts").classList.add("stale");
@@ -47,6 +45,7 @@ function showStatus(health, ready) {
   else showState("warn", "not ready", ready.body?.error?.message);
   fill(byId("facts"), ...facts(statusFacts(health)));
   byId("facts").classList.remove("stale");
+  offerKey(health.auth ?? "off");
 }
 
 /** Every plain value of /health: what a later version adds shows up by itself. */
@@ -62,38 +61,43 @@ function statusFacts(health) {
 // ---- models --------------------------------------------------------------------------------------------------
 
 async function refreshModels() {
-  let body;
   try {
-    ({ body } = await api.listModels());
+    const { body } = await api.overview();
+    known.refused = false;
+    takeModels(body.models ?? [], NO_MODELS);
   } catch (error) {
-    if (!isAboutCredentials(error)) throw error;
-    // Nothing to be tried again by itself: the next key does that.
-    body = {};
-    askForKey(error);
+    if (isAboutCredentials(error)) {
+      // Nothing to be tried again by itself: the next key does that.
+      known.refused = true;
+      takeModels([], NO_LIST);
+      askForKey(error);
+    } else if (error.unreachable) throw error;
+    // The server is there, and this answer will come again: such as, to one who asks too often, "later".
+    else showModelsFailure(error);
   }
-  known.models = body.models ?? [];
-  const ids = new Set(known.models.map((model) => model.id));
-  for (const id of known.infos.keys()) if (!ids.has(id)) known.infos.delete(id);
-  showModels(body.models ? NO_MODELS : NO_LIST);
-  fillModelChoice();
-  await Promise.all(known.models.map((model) => loadInfo(model.id)));
 }
 
-const NO_MODELS = "No models are served. Put one into the model repository.";
+const NO_MODELS = "No models are served. Put one into the model repository, or upload one: nexus models upload FILE --id NAME";
 const NO_LIST = "The server shows them to callers with an API key for that.";
 
-async function loadInfo(id) {
-  try {
-    known.infos.set(id, (await api.modelInfo(id)).body);
-  } catch (error) {
-    known.infos.set(id, error);
-  }
-  showModels();
-  if (id === known.chosen) showChosen();
+/** What is as it was is left alone: a repaint would close what somebody has opened. */
+function takeModels(models, whyNone) {
+  const text = JSON.stringify([models, whyNone]);
+  if (text === known.shown) return;
+  known.shown = text;
+  known.models = models;
+  showModels(whyNone);
+  fillModelChoice();
 }
 
-function showModels(whyNone = NO_MODELS) {
-  const list = known.models.map((model) => modelCard(model, known.infos.get(model.id), choose));
+function showModelsFailure(error) {
+  known.shown = "";
+  if (!known.models.length) fill(byId("models"), errorView(error));
+  byId("models").setAttribute("aria-busy", "false");
+}
+
+function showModels(whyNone) {
+  const list = known.models.map((model) => modelCard(model, choose));
   const none = element("p", { class: "quiet" }, whyNone);
   // A repaint must not take the focus from somebody who walks the list by keyboard.
   const focused = document.activeElement?.dataset?.model;
@@ -133,7 +137,8 @@ function showChosen() {
   const before = byId("version").value;
   const ready = (info?.versions ?? []).filter((one) => one.state === "READY").map((one) => one.version);
   const options = ready.map((version) => element("option", { value: version }, version));
-  fill(byId("version"), element("option", { value: "" }, "newest"), ...options);
+  const active = info?.active_version ? `active (v${info.active_version})` : "none is active";
+  fill(byId("version"), element("option", { value: "" }, active), ...options);
   if (known.filled === known.chosen && ready.includes(before)) byId("version").value = before;
   byId("version").disabled = !info;
   enableForm(Boolean(info));
@@ -141,7 +146,7 @@ function showChosen() {
 }
 
 const chosenInfo = () => {
-  const info = known.infos.get(known.chosen);
+  const info = known.models.find((model) => model.id === known.chosen);
   return info?.inputs?.length ? info : null;
 };
 

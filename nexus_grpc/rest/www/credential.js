@@ -29,6 +29,11 @@ function keep(key) {
 /** Whether the server did not let this caller in, or not that far. */
 export const isAboutCredentials = (error) => error.status === 401 || error.status === 403;
 
+/** Where callers without a key may do something already, whoever has one must be able to say so. */
+export function offerKey(auth) {
+  byId("offer").hidden = auth === "off" || Boolean(apiKey()) || !byId("credential").hidden;
+}
+
 /** Show the field, and why. `error`: an ApiError with what the server said. */
 export function askForKey(error) {
   const known = Boolean(apiKey());
@@ -37,6 +42,7 @@ export function askForKey(error) {
   byId("credential-why").textContent = known || error.status === 403 ? `The server says: ${error.message}` : "";
   byId("credential").hidden = false;
   byId("forget").hidden = !known;
+  byId("offer").hidden = true;
 }
 
 /** `changed` is called whenever there is another key, or none any more. */
@@ -56,6 +62,13 @@ export function watchCredential(changed) {
     byId("api-key").toggleAttribute("aria-invalid", !isSendable);
     if (isSendable) tell(key);
     else byId("credential-why").textContent = "This is no API key: it has characters that none has, or none at all.";
+  });
+  byId("offer").addEventListener("click", () => {
+    byId("credential-title").textContent = "Use an API key";
+    byId("credential-why").textContent = "Without one you may do here what anonymous callers may.";
+    byId("credential").hidden = false;
+    byId("offer").hidden = true;
+    byId("api-key").focus();
   });
   byId("forget").addEventListener("click", () => tell(""));
   byId("forget").hidden = !apiKey();

@@ -86,10 +86,14 @@ function parseJson(text) {
   }
 }
 
-/** The class that an answer names, and how its probabilities are called: {label, names}. */
+/**
+ * The class that an answer names, and how its probabilities are called: {label, names}. The server's predicted_class
+ * counts: it goes by the labels and the threshold of the model's configuration.
+ */
 export function classes(answer) {
   const probabilities = answer.probabilities ?? [];
   const names = probabilities.map((_, index) => String(index));
+  if (answer.predicted_class) return { label: answer.predicted_class, names };
   if (answer.labels?.length) return { label: answer.labels.join(", "), names };
   const values = answer.prediction ?? [];
   if (probabilities.length && values.length !== 1) {

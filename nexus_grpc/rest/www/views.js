@@ -26,30 +26,34 @@ export function pill(tone, word, sentence = "") {
   return [element("span", { class: `pill ${tone}` }, word), sentence ? ` ${sentence}` : null];
 }
 
-/** A model of the list; `info` is its /models/{id}, or the Error that asking gave, or nothing yet. */
-export function modelCard(model, info, onChoose) {
+/** A model of the list, as /v1/overview tells of it. */
+export function modelCard(model, onChoose) {
   const title = element("button", { type: "button", class: "link", "data-model": model.id }, model.id);
   title.addEventListener("click", () => onChoose(model.id));
-  const head = element("div", { class: "card-head" }, element("h3", {}, title), versionTags(model, info));
-  return element("li", { class: "card" }, head, ...modelBody(info));
+  const head = element("div", { class: "card-head" }, element("h3", {}, title), versionTags(model));
+  return element("li", { class: "card" }, head, ...modelBody(model));
 }
 
-function versionTags(model, info) {
-  const known = info?.versions ?? (model.version ? [{ version: model.version, state: "READY" }] : []);
-  const tags = known.map(({ version, state, reason }) => state === "READY"
-    ? element("span", { class: "tag" }, `v${version}`)
-    : element("span", { class: "tag bad", title: reason || undefined }, `v${version} ${state.toLowerCase()}`));
+/** The version that answers requests which name none is the active one; others that are ready answer by their name. */
+function versionTags({ versions = [], active_version: active }) {
+  const tags = versions.filter(({ version }) => version).map(({ version, state, reason, circuit }) => {
+    const isActive = state === "READY" && version === active;
+    const said = [isActive ? "active" : "", state === "READY" ? "" : state.toLowerCase(), failing[circuit] ?? ""];
+    const kind = isActive ? "tag active" : state === "READY" || state === "UNLOADED" ? "tag" : "tag bad";
+    return element("span", { class: kind, title: reason || undefined }, [`v${version}`, ...said.filter(Boolean)].join(" "));
+  });
   return element("span", {}, ...tags);
 }
 
-function modelBody(info) {
-  if (!info) return [element("p", { class: "quiet" }, "…")];
-  if (info instanceof Error) return [element("p", { class: "quiet" }, info.message)];
-  const reasons = (info.versions ?? []).filter((one) => one.reason);
+const failing = { open: "failing", half_open: "on trial" };
+
+function modelBody({ versions = [], inputs, outputs }) {
+  // That it is unloaded is its state, too.
+  const reasons = versions.filter((one) => one.reason && one.reason !== one.state.toLowerCase());
   return [
-    ...reasons.map((one) => element("p", { class: "quiet" }, `v${one.version}: ${one.reason}`)),
-    info.inputs?.length ? tensors("Inputs", info.inputs) : null,
-    info.outputs?.length ? tensors("Outputs", info.outputs) : null,
+    ...reasons.map((one) => element("p", { class: "quiet" }, one.version ? `v${one.version}: ${one.reason}` : one.reason)),
+    inputs?.length ? tensors("Inputs", inputs) : null,
+    outputs?.length ? tensors("Outputs", outputs) : null,
   ];
 }
 
@@ -70,7 +74,8 @@ export function answerView({ body, requestId, elapsedMs }) {
   const { label, names } = classes(body);
   const parts = [];
   if (label !== "") parts.push(headline(label, body));
-  if (body.probabilities?.length) parts.push(bars(body.probabilities, names, label));
+  if (body.decision) parts.push(decision(body));
+  if (body.probabilities?.length) parts.push(bars(body.probabilities, names));
   if (!body.labels?.length && body.prediction?.length > 1) parts.push(values(body.prediction));
   if (!parts.length) parts.push(element("p", { class: "quiet" }, "This model's first output is empty."));
   parts.push(element("dl", { class: "facts" }, ...facts(answerFacts(body, requestId, elapsedMs))));
@@ -79,18 +84,27 @@ export function answerView({ body, requestId, elapsedMs }) {
   return parts;
 }
 
+// With a threshold the class need not be the one of the largest probability, which `confidence` is.
 const headline = (label, body) =>
   element("p", { class: "label" },
-    element("span", { class: "quiet" }, body.probabilities?.length ? "Label " : "Answer "),
+    element("span", { class: "quiet" }, body.probabilities?.length ? "Class " : "Answer "),
     element("strong", { id: "label" }, label),
-    body.probabilities?.length ? element("span", { class: "quiet" }, ` with ${percent(body.confidence ?? 0)}`) : null);
+    body.probabilities?.length && !body.decision ? element("span", { class: "quiet" }, ` with ${percent(body.confidence ?? 0)}`) : null);
 
-function bars(probabilities, names, label) {
+/** What the model's configuration makes of it, where that sets a threshold. */
+const decision = (body) =>
+  element("p", { class: "label" },
+    element("span", { class: "quiet" }, "Decision "),
+    element("strong", { id: "decision" }, body.decision),
+    element("span", { class: "quiet" }, ` at the threshold ${body.threshold_used}`));
+
+function bars(probabilities, names) {
+  const largest = Math.max(...probabilities);
   const rows = probabilities.map((share, index) => {
     const fillBar = element("span", { class: "fill" });
     // Through the style object, not the attribute: the content security policy forbids style attributes.
     fillBar.style.width = `${Math.min(1, Math.max(0, share)) * 100}%`;
-    return element("tr", { class: names[index] === label ? "best" : undefined },
+    return element("tr", { class: share === largest ? "best" : undefined },
       element("th", { scope: "row" }, names[index]),
       element("td", { class: "track", "aria-hidden": "true" }, fillBar),
       element("td", { class: "number" }, percent(share)));

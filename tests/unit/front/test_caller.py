@@ -114,6 +114,7 @@ def lists() -> list[Any]:
     names = ("iris", "churn", "fraud-eu")
     return [
         models_pb2.ListModelsResponse(models=[models_pb2.ModelEntry(id=name, name="churn") for name in names]),
+        models_pb2.OverviewResponse(models=[models_pb2.ModelInfo(id=name, name="churn") for name in names]),
         models_pb2.ListRecordsResponse(models=[models_pb2.ModelRecord(id=name, name="iris") for name in names]),
         models_pb2.ModelHistoryResponse(entries=[models_pb2.HistoryEntry(model=name) for name in names]),
         system_pb2.VersionResponse(models=[system_pb2.ActiveVersion(model=name) for name in names]),

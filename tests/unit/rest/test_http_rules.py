@@ -24,6 +24,7 @@ EXPECTED = {
     "ModelsGetRecord": ["GET /v1/models/{id}"],
     "ModelsRegister": ["POST /v1/models"],
     "ModelsUpdateRecord": ["PUT /v1/models/{id}"],
+    "ModelsOverview": ["GET /v1/overview"],
     "KeysCreate": ["POST /admin/keys"],
     "KeysList": ["GET /admin/keys"],
     "KeysRevoke": ["POST /admin/keys/revoke"],
