@@ -11,6 +11,7 @@ folders and plain files are nobody's business.
 """
 
 import os
+import stat
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,7 @@ class ModelEntry:
         present: all versions that have a model file, ascending.
         labels: class labels by output name.
         warmup_files: files of warm-up values, by the name the configuration gives them.
+        broken: versions that the policy asks for and that are not there, with the reasons; others may be.
         error: why the model can't be served as it is; None if nothing is wrong.
         notes: what the configuration says and has no effect here.
     """
@@ -62,6 +64,7 @@ class ModelEntry:
     present: tuple[VersionEntry, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     warmup_files: Mapping[str, Path] = field(default_factory=dict)
+    broken: Mapping[int, str] = field(default_factory=dict)
     error: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -193,7 +196,7 @@ def _read_model(folder: Path, root: Path) -> ModelEntry:
         config = _read_config(folder, root)
         policy = ModelPolicy() if config is None else policy_of(config)
         there = read_versions(folder, root, config.default_model_filename if config is not None else "")
-        versions, wrong = _selected(folder, there, config)
+        versions, broken, wrong = _selected(folder, there, config)
         return ModelEntry(
             name=folder.name,
             path=folder,
@@ -203,6 +206,7 @@ def _read_model(folder: Path, root: Path) -> ModelEntry:
             present=there.found,
             labels=_read_labels(folder, root, config),
             warmup_files=_find_warmup_files(folder, root, config),
+            broken=broken,
             error=wrong,
             notes=() if config is None else notes_of(config),
         )
@@ -221,10 +225,12 @@ def _read_text(path: Path, root: Path, bytes_max: int) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ModelNotServable: it lies outside, is too large, or is not UTF-8.
+        ModelNotServable: it lies outside, is no plain file, is too large, or is not UTF-8.
     """
     check_inside(path, root)
-    with path.open("rb") as file:
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ModelNotServable(f"{path.name} is a pipe or a device; expected a file")
         content = file.read(bytes_max + 1)
     if len(content) > bytes_max:
         raise ModelNotServable(f"{path.name} is larger than {bytes_max} bytes")
@@ -232,6 +238,11 @@ def _read_text(path: Path, root: Path, bytes_max: int) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ModelNotServable(f"{path.name} is not UTF-8 text (byte {error.start})") from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opening a pipe would wait for whoever writes into it."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _read_config(folder: Path, root: Path) -> ModelConfig | None:
@@ -258,18 +269,24 @@ def _model_file(config: ModelConfig | None) -> str:
 
 def _selected(
     folder: Path, there: VersionFolders, config: ModelConfig | None
-) -> tuple[tuple[VersionEntry, ...], str | None]:
-    """The versions that the policy selects, and what is wrong with those that have no file."""
-    problems = dict(there.problems)
-    known = [*problems, *(each.version for each in there.found)]
-    if not known:
-        return (), _no_versions(folder, config)
-    chosen = selected_versions(config, known)
-    for version in chosen:
-        if version not in known:
-            problems[version] = f"version {version} has no file {folder.name}/{version}/{_model_file(config)}"
-    wrong = [*(problems[version] for version in chosen if version in problems), *there.doubled]
-    return tuple(each for each in there.found if each.version in chosen), "; ".join(wrong) or None
+) -> tuple[tuple[VersionEntry, ...], dict[int, str], str | None]:
+    """The versions that the policy selects of those that have a file, so that a folder without one takes no other
+    version's place; what is wrong with those that it would have selected; and all that is wrong in one text."""
+    found = [each.version for each in there.found]
+    if not found and not there.problems:
+        return (), {}, _no_versions(folder, config)
+    broken = {
+        version: there.problems.get(version, f"version {version} has no file {_expected(folder, version, config)}")
+        for version in selected_versions(config, [*found, *there.problems])
+        if version not in found
+    }
+    chosen = selected_versions(config, found)
+    wrong = "; ".join([*broken.values(), *there.doubled])
+    return tuple(each for each in there.found if each.version in chosen), broken, wrong or None
+
+
+def _expected(folder: Path, version: int, config: ModelConfig | None) -> str:
+    return f"{folder.name}/{version}/{_model_file(config)}"
 
 
 def _read_labels(folder: Path, root: Path, config: ModelConfig | None) -> dict[str, tuple[str, ...]]:

@@ -26,8 +26,12 @@ def unrecorded(state: ModelState) -> bool:
     return bool(_new(state) or _gone(state))
 
 
+class Unread(StorageFailed):
+    """Some of a model's files cannot be read; all the others are recorded."""
+
+
 async def record(life: Lifecycle, state: ModelState, actor: str) -> None:
-    """All that can be read is recorded. Raises StorageFailed: the registry is away, or a file could not be read."""
+    """All that can be read is recorded. Raises Unread, then, or StorageFailed: the registry is away."""
     rows, unread = [], []
     for number in _new(state):
         try:
@@ -41,7 +45,7 @@ async def record(life: Lifecycle, state: ModelState, actor: str) -> None:
         rows += [dataclasses.replace(row, present=False) for row in gone]
         await life.commit(state, "found" if versions else "missing", actor, rows=rows, detail=detail)
     if unread:
-        raise StorageFailed(f"model '{state.name}': the file of {', '.join(unread)} cannot be read")
+        raise Unread(f"model '{state.name}': the file of {', '.join(unread)} cannot be read")
 
 
 def _new(state: ModelState) -> list[int]:

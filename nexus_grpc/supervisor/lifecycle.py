@@ -31,6 +31,7 @@ from nexus_grpc.supervisor.loading import Loading
 from nexus_grpc.supervisor.looks import Looks
 from nexus_grpc.supervisor.model_state import ModelState
 from nexus_grpc.supervisor.readiness import Readiness
+from nexus_grpc.supervisor.said import Said
 from nexus_grpc.supervisor.settling import Settling
 from nexus_grpc.traffic import links, policy, residency
 from nexus_grpc.traffic.policy import ModelTraffic
@@ -45,6 +46,7 @@ class Lifecycle:
         self._registry = registry
         self._registry_lock = asyncio.Lock()
         self._log = logs.logger()
+        self._said = Said()
         self.states: dict[str, ModelState] = {}
         self.loading = Loading(settings, catalogue, self._show)
         self.settling = Settling(catalogue, self.loading, self._show, self.commit)
@@ -283,8 +285,10 @@ class Lifecycle:
         broken = found is not None and found.error is not None and not found.present
         in_memory = model_state.loaded(self._catalogue, state.name).values()
         if broken and found is not None and state.present and any(os.path.exists(each.path) for each in in_memory):
-            self._log.error("model cannot be read; it serves on as it was", model=state.name, reason=found.error)
+            if self._said.is_news(state.name, found.error or ""):
+                self._log.error("model cannot be read; it serves on as it was", model=state.name, reason=found.error)
             return ""
+        self._said.is_news(state.name, "")
         state.entry = found
         return ""
 

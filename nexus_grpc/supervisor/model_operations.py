@@ -69,7 +69,7 @@ class ModelOperations:
             if not known_before:
                 raise self._lifecycle.looks.unknown(state.name)
             raise UnknownModel(f"model '{state.name}' is not in the repository")
-        if state.entry.error and not state.present:
+        if state.entry.error and not version and not state.entry.versions:
             raise ModelNotServable(f"model '{state.name}': {state.entry.error}")
         return [state.number_of(version)] if version else [each.version for each in state.entry.versions]
 

@@ -124,12 +124,13 @@ class ModelState:
 
 
 def file_fingerprint(path: str) -> str:
-    """Modification time, size and inode; empty when there is no such file."""
+    """Modification time, size, inode and whether it may be read; empty when there is no such file."""
     try:
         found = os.stat(path)
     except OSError:
         return ""
-    return f"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}"
+    closed = "" if os.access(path, os.R_OK) else "-closed"
+    return f"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}{closed}"
 
 
 def loaded(catalogue: Catalogue, name: str) -> dict[int, Version]:
@@ -200,9 +201,17 @@ def not_in_memory(state: ModelState, catalogue: Catalogue) -> list[tuple[str, st
             found.append((str(number), UNAVAILABLE, state.failures[number][1]))
         else:
             found.append((str(number), UNLOADED, reason_of(said, number, state.rows.get(number))))
-    if state.entry is not None and not state.present and not there:
-        found.append(("", UNAVAILABLE, state.entry.error or "the model has no versions"))
-    return found
+    memory = {str(number) for number in there} | ({""} if there else set())
+    return found + [each for each in broken_ones(state) if each[0] not in memory]
+
+
+def broken_ones(state: ModelState) -> list[tuple[str, str, str]]:
+    """(version, state, reason) of what is asked for and has no file; of the model itself when none has."""
+    if state.entry is None:
+        return []
+    if not state.present:
+        return [("", UNAVAILABLE, state.entry.error or "the model has no versions")]
+    return [(str(number), UNAVAILABLE, reason) for number, reason in sorted(state.entry.broken.items())]
 
 
 def in_memory(catalogue: Catalogue, name: str) -> list[Version]:

@@ -5,7 +5,7 @@ Each model is looked at for itself: one that fails holds up none of the others, 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from nexus_grpc import logs
@@ -18,6 +18,7 @@ from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_state import ModelState
 from nexus_grpc.supervisor.said import Said
 from nexus_grpc.traffic import links, policy
+from nexus_grpc.version_folders import version_folder
 
 # A file that changed less long ago may still be being copied.
 SETTLED_SECONDS = 1.5
@@ -94,7 +95,7 @@ class Poll:
         state = self._lifecycle.find(name)
         for error in failed.get(name, {}).values():
             raise error
-        if state.entry is not None and state.entry.error and not state.present:
+        if state.entry is not None and state.entry.error and not state.entry.versions:
             raise ModelNotServable(f"model '{name}': {state.entry.error}")
 
     async def look(
@@ -148,20 +149,24 @@ class Poll:
         life = self._lifecycle
         async with life.hold(name, new=True) as state:
             # Read again under the lock: what was seen before may be an operation's half-way state.
-            before = found.seen(state)
+            before, known_broken = found.seen(state), model_state.broken_ones(state)
             await life.rescan(state)
+            self._say_what_broke(state, known_broken)
             link = state.current = await self._current(state)
             followed = self._is_followed(state, link, asked)
-            is_same = found.seen(state) == before and not self._differs(state) and not found.unrecorded(state)
+            is_same = (found.seen(state), model_state.broken_ones(state)) == (before, known_broken)
+            is_same = is_same and not self._differs(state) and not found.unrecorded(state)
             tries_again = asked and bool(state.failures)
             if is_same and not followed and not tries_again and link == state.traffic.link:
                 return {}
+            unread = await self._record(state, actor) if state.is_known else None
             if state.is_known:
-                await found.record(life, state, actor)
                 await self._note_link(state)
         failed = await life.bring_about(name, retry=asked)
         if followed and link is not None:
             await self._follow(name, link, actor)
+        if unread is not None:
+            raise unread
         return {str(number): error for number, error in failed.items()}
 
     def _is_followed(self, state: ModelState, link: int | None, asked: bool) -> bool:
@@ -180,6 +185,19 @@ class Poll:
         traffic = links.noted(state.traffic, state.current)
         if traffic != state.traffic and state.present and not links.is_news(state.traffic, state.current):
             await self._lifecycle.commit(state, "", "", traffic=traffic, audited=False)
+
+    def _say_what_broke(self, state: ModelState, known: Sequence[tuple[str, str, str]]) -> None:
+        for each in model_state.broken_ones(state):
+            if each not in known:
+                self._log.error("model unavailable", model=state.name, version=each[0], reason=each[2])
+
+    async def _record(self, state: ModelState, actor: str) -> found.Unread | None:
+        """A file that cannot be read keeps no other version from being taken up. Raises StorageFailed."""
+        try:
+            await found.record(self._lifecycle, state, actor)
+        except found.Unread as error:
+            return error
+        return None
 
     def _differs(self, state: ModelState) -> bool:
         """Whether files changed under versions in memory, or failed ones may do now."""
@@ -211,14 +229,15 @@ class Poll:
                 await self._record_first(state)
 
     async def _record_first(self, state: ModelState) -> None:
-        life = self._lifecycle
-        async with life.hold(state.name, new=True):
+        async with self._lifecycle.hold(state.name, new=True):
             link = state.current = await self._current(state)
             followed = self._is_followed(state, link, False)
-            await found.record(life, state, ACTOR)
+            unread = await self._record(state, ACTOR)
             await self._note_link(state)
         if followed and link is not None:
             await self._follow(state.name, link, ACTOR)
+        if unread is not None:
+            raise unread
 
 
 def _active(state: ModelState, life: Lifecycle) -> dict[str, str]:
@@ -259,4 +278,7 @@ def _is_settled(entry: ModelEntry | None) -> bool:
         return True
     now_s = time.time()
     paths = [each.path for each in entry.present]
+    if entry.error is not None:
+        # A folder into which a file may just be on its way.
+        paths += [entry.path, *(version_folder(entry.path, version) for version in entry.broken)]
     return all(not 0 <= now_s - path.stat().st_mtime < SETTLED_SECONDS for path in paths if path.exists())

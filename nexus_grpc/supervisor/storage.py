@@ -31,7 +31,7 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 _TARGET = re.compile(r"v?([1-9][0-9]{0,17})/?", re.ASCII)
 
 FileFacts = tuple[str, int, int, int]
-"""Path, modification time in ns, size in bytes, inode."""
+"""Path, time of the last change in ns (of its permissions, too), size in bytes, inode."""
 
 
 def commit(
@@ -176,7 +176,7 @@ def repository_fingerprint(repository: Path) -> frozenset[FileFacts]:
                 if entry.name.startswith("."):
                     continue
                 facts = _facts(entry)
-                found.add((entry.path, facts.st_mtime_ns, facts.st_size, facts.st_ino))
+                found.add((entry.path, facts.st_ctime_ns, facts.st_size, facts.st_ino))
                 if depth < FOLDERS_DEEP and _is_folder(entry):
                     folders.append((entry.path, depth + 1))
     return frozenset(found)

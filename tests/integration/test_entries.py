@@ -1,5 +1,6 @@
 """One bad entry of the repository spoils nothing: neither the start, nor the registry, nor polling, nor a reload."""
 
+import os
 import pathlib
 import shutil
 import time
@@ -19,12 +20,15 @@ POLL_SECONDS = 0.3
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("entries")
     repository = folder / "models"
-    for name in ("lost+found", "scripts", ".cache", "zz_broken/1", "odd/1"):
+    for name in ("lost+found", "scripts", ".cache", "zz_broken/1", "odd/1", "halfway/2", "piped"):
         (repository / name).mkdir(parents=True)
     (repository / "README.md").write_text("models")
     (repository / "zz_broken/1/model.onnx").write_bytes(b"no model")
     (repository / "odd/config.pbtxt").write_text("bogus: 1")
     put(repository, 7, name="zzz")
+    put(repository, 1, name="halfway")
+    put(repository, 1, name="piped")
+    os.mkfifo(repository / "piped/config.pbtxt")
     with running_site(folder, f"--poll-seconds={POLL_SECONDS}", "--trial-seconds=20") as site:
         yield site
 
@@ -60,6 +64,13 @@ def test_what_is_no_model_is_said_once_however_often_it_is_seen(site: Site) -> N
     assert not lines(site, "cannot take up the repository")
 
 
+def test_a_version_folder_without_a_file_takes_no_older_versions_place(site: Site) -> None:
+    assert site.predict("halfway") == ("1", 1.0)
+    assert site.admin.states("halfway") == {"1": "READY", "2": "UNAVAILABLE"}
+    (line,) = lines(site, "model unavailable", '"halfway"')
+    assert "version 2 has no file halfway/2/model.onnx" in line
+
+
 def test_a_reload_does_what_it_can_and_lists_each(site: Site) -> None:
     put(site.repository, 2, name="zzz")
     put(site.repository, 3, name="fresh")
@@ -67,8 +78,10 @@ def test_a_reload_does_what_it_can_and_lists_each(site: Site) -> None:
     assert {name: results[name]["outcome"] for name in results if name != "busy"} == {
         NAME: "done",
         "fresh": "done",
+        "halfway": "failed",
         "lost+found": "skipped",
         "odd": "failed",
+        "piped": "failed",
         "scripts": "skipped",
         "zz_broken": "failed",
         "zzz": "done",
@@ -124,3 +137,18 @@ def test_polling_goes_on_beside_what_is_broken(site: Site, tmp_path: pathlib.Pat
     assert len(lines(site, "model version cannot be loaded", '"a_broken"')) == 1
     shutil.rmtree(site.repository / "a_broken")
     wait_for(lambda: "a_broken" not in {each.id for each in site.admin.models("List").models})
+
+
+def test_what_breaks_while_it_serves_is_said_once(site: Site) -> None:
+    config = site.repository / "zzz/config.pbtxt"
+    config.write_text("bogus: 1")
+    wait_for(lambda: lines(site, "it serves on as it was", '"zzz"'))
+    for number in (1, 2):
+        put(site.repository, 1, name=f"another{number}")
+        wait_for(lambda number=number: site.admin.states(f"another{number}") == {"1": "READY"})
+    assert len(lines(site, "it serves on as it was", '"zzz"')) == 1
+    config.unlink()
+    (site.repository / "zzz2").mkdir()
+    (site.repository / "zzz2/config.pbtxt").write_text("bogus: 1")
+    wait_for(lambda: "zzz2" in {each.id for each in site.admin.models("List").models})
+    assert len(lines(site, "model unavailable", '"zzz2"')) == 1

@@ -289,3 +289,33 @@ def test_an_unreadable_repository(tmp_path: Path) -> None:
             scan(tmp_path)
     finally:
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["config.pbtxt", "labels.txt"])
+def test_a_pipe_is_no_text_and_nobody_waits_for_it(tmp_path: Path, name: str) -> None:
+    config = 'output { name: "y" data_type: TYPE_FP32 dims: 3 label_filename: "labels.txt" }'
+    folder = add_model(tmp_path, "iris", "1", config=None if name == "config.pbtxt" else config)
+    os.mkfifo(folder / name)
+    assert error_of(tmp_path) == f"{name} is a pipe or a device; expected a file"
+
+
+@pytest.mark.parametrize(
+    ("policy", "versions"),
+    [(None, [3]), ("version_policy { latest { num_versions: 2 } }", [1, 3]), ("version_policy { all { } }", [1, 3])],
+)
+def test_a_newest_folder_without_a_file_takes_no_older_versions_place(
+    tmp_path: Path, policy: str | None, versions: list[int]
+) -> None:
+    folder = add_model(tmp_path, "iris", "1", "3", config=policy)
+    (folder / "7").mkdir()
+    entry = only(tmp_path)
+    assert versions_of(entry) == versions
+    assert entry.broken == {7: "version 7 has no file iris/7/model.onnx"}
+    assert entry.error == entry.broken[7]
+
+
+def test_nothing_stands_in_for_a_specific_version(tmp_path: Path) -> None:
+    add_model(tmp_path, "iris", "1", "2", config="version_policy { specific { versions: [ 2, 7 ] } }")
+    assert versions_of(only(tmp_path)) == [2]
+    assert only(tmp_path).broken == {7: "version 7 has no file iris/7/model.onnx"}

@@ -11,13 +11,13 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from nexus_grpc.ipc.errors import ModelNotServable, UnknownModel
+from nexus_grpc.ipc.errors import ModelNotServable, NexusError, UnknownModel
 from nexus_grpc.registry.open import open_registry
 from nexus_grpc.registry.records import Change, ModelRow
 from nexus_grpc.repository import read_repository
 from nexus_grpc.settings import load_settings
 from nexus_grpc.supervisor import storage
-from nexus_grpc.supervisor.catalogue import Catalogue, Placement
+from nexus_grpc.supervisor.catalogue import UNAVAILABLE, Catalogue, Placement
 from nexus_grpc.supervisor.deployment import Deployment
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_state import ModelState
@@ -205,3 +205,67 @@ def test_a_newcomer_by_case_is_skipped_by_looks_reloads_and_loads(run: Run, repo
     assert "A" not in run.records()
     with pytest.raises(ModelNotServable, match="'A' differs from the model 'a' by case only"):
         run.reload("A")
+
+
+def test_what_breaks_at_run_time_is_listed_and_said_once(run: Run, repository: Path) -> None:
+    assert run.look() == []
+    (repository / "odd").mkdir()
+    (repository / "odd/config.pbtxt").write_text("bogus: 1")
+    (repository / "a/2").mkdir()
+    os.utime(repository / "odd", OLD)
+    os.utime(repository / "a/2", OLD)
+    os.utime(repository / "a", OLD)
+    logged = {(line["event"], line["model"], line["version"]): line["reason"] for line in run.look()}
+    shown = {(v.name, v.version): v.reason for v in run.life.catalogue.listed if v.state == UNAVAILABLE}
+    missing = "version 2 has no file a/2/model.onnx"
+    bogus = 'odd/config.pbtxt:1:1: field "bogus" of ModelConfig is not supported'
+    assert {place: reason.partition(";")[0] for place, reason in shown.items()} == {
+        ("a", "2"): missing,
+        ("odd", ""): bogus,
+    }
+    assert logged == {("model unavailable", *place): reason for place, reason in shown.items()}
+    add(repository, "b")
+    assert run.look() == [], "said once"
+
+
+def test_a_folder_that_has_just_come_is_left_for_the_next_look(run: Run, repository: Path) -> None:
+    (repository / "a/2").mkdir()
+    assert run.look() == []
+    assert run.life.states["a"].entry is not None
+    assert not run.life.states["a"].entry.broken
+    assert run.poll._left
+
+
+def test_a_version_that_cannot_be_read_holds_up_no_other(
+    run: Run, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(run.poll._record_all())
+    taken_up: list[str] = []
+
+    async def bring_about(name: str, *, retry: bool = False) -> dict[int, NexusError]:
+        taken_up.append(name)
+        return {}
+
+    monkeypatch.setattr(run.life, "bring_about", bring_about)
+    add(repository, "bad", "2")
+    add(repository, "bad", "3")
+    real = storage.file_sha256
+
+    def read(path: Path) -> str:
+        if path.parent.name == "2":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(storage, "file_sha256", read)
+    assert [line["reason"] for line in run.look()] == [
+        "model 'bad': the file of version 2 (Permission denied) cannot be read"
+    ]
+    assert taken_up == ["bad"]
+    assert run.records()["bad"] == [1, 3]
+
+
+def test_permissions_that_change_are_seen(run: Run, repository: Path) -> None:
+    path = repository / "a/1/model.onnx"
+    before = storage.repository_fingerprint(repository)
+    path.chmod(0o600)
+    assert storage.repository_fingerprint(repository) != before
