@@ -313,6 +313,10 @@ def _split_sizes(call: Call, size: Dim) -> list[Dim] | None:
 def resize(call: Call) -> Sequence[Value]:
     value = rows(call)
     need(call.get("coordinate_transformation_mode") != "tf_crop_and_resize", "it crops")
+    # Of fewer dimensions onnxruntime takes the first for a line or a plane, and weighs its neighbours, if with nought:
+    # a row that is not a number spoils the next.
+    images = value.axis == 0 and value.rank >= 4
+    need(images or call.get("mode", "nearest") == "nearest", "it interpolates along the batch axis")
     chosen = [position(axis, value.rank) for axis in call.get("axes") or range(value.rank)]
     scales, sizes = _scales_and_sizes(call)
     if value.axis in chosen:
