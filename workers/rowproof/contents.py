@@ -20,6 +20,8 @@ ELEMENTS_MAX = 256
 INTEGER_MAX = (1 << 63) - 1
 # Of a size in symbols, whatever these are.
 FACTOR_MAX = 1 << 31
+# The same in int32.
+NARROW_MAX, NARROW_FACTOR_MAX = (1 << 31) - 1, 1 << 16
 # A batch has fewer rows than this, so that N times one of these is exact in single precision.
 EXACT_FACTOR_MAX = 16
 
@@ -111,18 +113,29 @@ _ELEMENTWISE: dict[str, Callable[..., Element]] = {
 }
 
 
-def _in_range(element: Element) -> Element:
+def is_narrow(call: Call) -> bool:
+    """Whether the result has 32 bits, or may have."""
+    if call.op_type == "Cast":
+        return bool(call.attributes["to"] != TensorProto.INT64)
+    return any(value.narrow for value in call.inputs if isinstance(value, Fixed | Sizes))
+
+
+def _in_range(element: Element, narrow: bool) -> Element:
     size = element.factor if isinstance(element, Size) else element if isinstance(element, int) else 0
-    largest = FACTOR_MAX if isinstance(element, Size) else INTEGER_MAX
+    if isinstance(element, Size):
+        largest = NARROW_FACTOR_MAX if narrow else FACTOR_MAX
+    else:
+        largest = NARROW_MAX if narrow else INTEGER_MAX
     return computed("wrapped", element) if abs(size) > largest else element
 
 
 def _elementwise(call: Call, values: Sequence[Elements]) -> Elements:
-    function = _ELEMENTWISE[call.op_type]
+    function, narrow = _ELEMENTWISE[call.op_type], is_narrow(call)
+    need(not call.get("fmod"), "another remainder")
     laid = np.broadcast_arrays(*values, subok=True)
     out = np.empty(laid[0].shape, dtype=object)
     for index in np.ndindex(out.shape):
-        out[index] = _in_range(function(*(array[index] for array in laid)))
+        out[index] = _in_range(function(*(array[index] for array in laid)), narrow)
     return out
 
 
@@ -136,7 +149,8 @@ def _cast_element(element: Element, to: int) -> Element:
         if isinstance(element, float):
             return int(element) if is_small_integer(element) else computed(f"cast{to}", element)
         factor = element.factor if isinstance(element, Size) else 1
-        fits = to == TensorProto.INT64 or (abs(element) < 1 << 31 if isinstance(element, int) else factor < 1 << 16)
+        small = abs(element) <= NARROW_MAX if isinstance(element, int) else factor <= NARROW_FACTOR_MAX
+        fits = to == TensorProto.INT64 or small
         return element if fits else computed(f"cast{to}", element)
     if to in (TensorProto.FLOAT, TensorProto.DOUBLE):
         if isinstance(element, int) and abs(element) < 1 << 24:
@@ -212,7 +226,9 @@ def _reduce_prod(call: Call, values: Sequence[Elements]) -> Elements:
     need(chosen or not call.get("noop_with_empty_axes"), "no axes")
     if not all(isinstance(element, int | Size) for element in source):
         raise NotProved("a factor is not known")
-    return np.asarray(product(source), dtype=object).reshape((1,) if call.get("keepdims", 1) else ())
+    total = np.empty((), dtype=object)
+    total[()] = _in_range(product(source), is_narrow(call))
+    return total.reshape((1,) if call.get("keepdims", 1) else ())
 
 
 def _constant_of_shape(call: Call, values: Sequence[Elements]) -> Elements:

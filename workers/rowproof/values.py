@@ -19,10 +19,12 @@ class NotProved(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fixed:
-    """The same whatever the batch, though it may depend on the rows' shape. None: shape or contents are not known."""
+    """The same whatever the batch, though it may depend on the rows' shape. None: shape or contents are not known.
+    `narrow`: in 32 bits, which wrap round sooner."""
 
     shape: Shape | None = None
     value: Elements | None = None
+    narrow: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Sizes:
     """A small tensor with elements that depend on the number of rows, and on nothing else of the batch."""
 
     value: Elements
+    narrow: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -177,12 +180,12 @@ def axes(call: Call, input_index: int, rank: int, what: str = "axes") -> list[in
     return [position(axis, rank) for axis in found]
 
 
-def contents(value: Any) -> Fixed | Sizes:
+def contents(value: Any, narrow: bool = False) -> Fixed | Sizes:
     """A value with known elements."""
     array = np.asarray(value, dtype=object)
     if any(of_batch(element) for element in array.flat):
-        return Sizes(array)
-    return Fixed(array.shape, array)
+        return Sizes(array, narrow)
+    return Fixed(array.shape, array, narrow)
 
 
 def filled(shape: Sequence[Element]) -> Rows:

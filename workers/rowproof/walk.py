@@ -5,18 +5,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
-from .contents import ELEMENTS_MAX, followed
+from .contents import ELEMENTS_MAX, followed, is_narrow
 from .control import carried, joined, scanned, turn_of
 from .sizes import Dim, Element, Size, of_batch, product
 from .table import RANDOM, RULES
 from .values import Call, Fixed, Lost, NotProved, RowNumbers, Rows, Sizes, Value, contents, need
 
 DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
-_NUMBERS = frozenset(
-    {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.UINT8}
-)
+# Not those that wrap round where nobody looks: integers of fewer bits.
+_NUMBERS = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.FLOAT, TensorProto.DOUBLE})
 NOT_IN_TABLE = "the operator is not one that is known to keep rows apart"
 
 State = dict[str, Value]
@@ -31,12 +30,13 @@ def tensor_value(tensor: TensorProto) -> Fixed:
     """A constant: its shape, and its contents where they are few."""
     shape = tuple(tensor.dims)
     count = product(shape)
-    if isinstance(count, int) and count <= ELEMENTS_MAX and tensor.data_type in _NUMBERS and len(shape) <= 2:
+    is_here = tensor.data_type in _NUMBERS and tensor.data_location != TensorProto.EXTERNAL
+    if isinstance(count, int) and count <= ELEMENTS_MAX and is_here and len(shape) <= 2:
         try:
             value = np.array(numpy_helper.to_array(tensor).tolist(), dtype=object).reshape(shape)
         except (ValueError, TypeError):
             return Fixed(shape)
-        return Fixed(shape, value)
+        return Fixed(shape, value, tensor.data_type == TensorProto.INT32)
     return Fixed(shape)
 
 
@@ -44,6 +44,8 @@ def attribute_value(value: Any) -> Fixed:
     """What a Constant node holds."""
     if isinstance(value, TensorProto):
         return tensor_value(value)
+    if isinstance(value, SparseTensorProto):
+        return Fixed(tuple(value.dims))
     elements = value if isinstance(value, list | tuple) else [value]
     if elements and len(elements) <= ELEMENTS_MAX and all(isinstance(element, int | float) for element in elements):
         array = np.array(list(elements), dtype=object)
@@ -89,12 +91,14 @@ class Walk:
         opsets: version by domain ("" is ai.onnx).
         shapes: what ONNX's own inference knows of the values' shapes.
         deadline: time.monotonic() at which the walk gives up.
+        scope: the node whose subgraph this is; other nodes' subgraphs may have values of the same names.
     """
 
-    def __init__(self, opsets: Mapping[str, int], shapes: Shapes, deadline: float) -> None:
+    def __init__(self, opsets: Mapping[str, int], shapes: Shapes, deadline: float, scope: str = "") -> None:
         self._opsets = opsets
         self._shapes = shapes
         self._deadline = deadline
+        self._scope = scope
 
     def run(self, nodes: Iterable[NodeProto], state: State) -> None:
         """Add what the nodes give to `state`. Raises TooLong."""
@@ -135,7 +139,7 @@ class Walk:
         call = Call(
             op_type=node.op_type,
             domain=domain,
-            label=f"{node.op_type}@{next((name for name in node.output if name), node.name)}",
+            label=f"{node.op_type}@{self._place(node)}",
             attributes=attributes_of(node),
             inputs=tuple(inputs),
             outputs=outputs,
@@ -155,12 +159,15 @@ class Walk:
             raise NotProved(NOT_IN_TABLE)
         return rule(call)
 
+    def _place(self, node: NodeProto) -> str:
+        return self._scope + next((name for name in node.output if name), node.name)
+
     def _without_rows(self, call: Call, key: str, node: NodeProto) -> Sequence[Value] | None:
         """Of inputs that do not depend on the rows' contents; None where a rule must say more."""
         need(key not in RANDOM, "it draws random numbers")
         elements = followed(call)
         if elements is not None and call.outputs == 1:
-            return [contents(elements)]
+            return [contents(elements, is_narrow(call))]
         if any(isinstance(value, Sizes) for value in call.inputs):
             return None
         return [Fixed(self._shapes.get(name)) for name in node.output]
@@ -185,8 +192,8 @@ class Walk:
         branches = {attribute.name: attribute.g for attribute in node.attribute}
         then, other = branches["then_branch"], branches["else_branch"]
         if condition.value is not None and condition.value.size == 1 and isinstance(condition.value.item(), bool):
-            return self._branch(then if condition.value.item() else other, state)
-        return joined(self._branch(then, state), self._branch(other, state))
+            return self._branch(node, then if condition.value.item() else other, state)
+        return joined(self._branch(node, then, state), self._branch(node, other, state))
 
     def _scan(self, node: NodeProto, body: GraphProto, inputs: list[Value | None], state: State) -> Sequence[Value]:
         """Turns along something else than the batch. At least one for sure: onnxruntime dies of some without any."""
@@ -203,13 +210,13 @@ class Walk:
             raise NotProved("it may have no turn")
         values = [*before, *(value for value, _ in turns)]
         given = {item.name: value for item, value in zip(body.input, values, strict=True)}
-        return scanned(before, self._branch(body, {**state, **given}), steps)
+        return scanned(before, self._branch(node, body, {**state, **given}), steps)
 
-    def _branch(self, graph: GraphProto, state: State) -> list[Value]:
+    def _branch(self, node: NodeProto, graph: GraphProto, state: State) -> list[Value]:
         inside: State = {**state, **{tensor.name: tensor_value(tensor) for tensor in graph.initializer}}
         need(not graph.sparse_initializer, "a sparse tensor")
         # Names in here may be others' outside: what is inferred is of those.
-        Walk(self._opsets, {}, self._deadline).run(graph.node, inside)
+        Walk(self._opsets, {}, self._deadline, f"{self._place(node)}/").run(graph.node, inside)
         outputs = [inside[item.name] for item in graph.output]
         for value in outputs:
             need(isinstance(value, Rows | Fixed), value.why if isinstance(value, Lost) else "a branch counts rows")

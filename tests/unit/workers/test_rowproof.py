@@ -95,6 +95,67 @@ def test_a_slice_that_begins_before_the_beginning_is_read_as_onnx_reads_it() -> 
     assert not prove(graph(body, consts=consts)).rows_apart
 
 
+@pytest.mark.parametrize(("kind", "numbers"), [(np.int32, (2**31 - 1, 2**31 - 1, 3)), (np.uint8, (128, 128, 1))])
+def test_integers_that_wrap_round_are_not_followed(kind: type, numbers: tuple[int, int, int]) -> None:
+    """The slice takes the first row, though its end is beyond all rows for whoever adds without wrapping."""
+    body = "s = Add(a, b) t = Add(s, c) u = Cast<to = 7>(t) e = Mul(u, big) f = Slice(x, z, e, z) y = Add(x, f)"
+    model = graph(body, consts=f"int64[1] z = {{0}}, int64[1] big = {{{1 if kind is np.int32 else 2**30}}}")
+    for name, number in zip("abc", numbers, strict=True):
+        model.graph.initializer.append(numpy_helper.from_array(np.array([number], kind), name))
+    assert "it cuts the batch" in prove(model).text
+
+
+def test_a_product_that_wraps_round_is_not_followed() -> None:
+    consts = "int32[3] a = {65536, 65536, 2}, int64[1] z = {0}"
+    body = "p = ReduceProd<axes = [0]>(a) e = Cast<to = 7>(p) f = Slice(x, z, e, z) y = Add(x, f)"
+    assert "it cuts the batch" in prove(graph(body, consts=consts, opset=17)).text
+
+
+def test_a_remainder_that_keeps_its_sign_is_another() -> None:
+    consts = "int64[1] a = {-5}, int64[1] b = {3}, int64[1] i0 = {0}"
+    body = (
+        "p = Mod(a, b) q = Mod<fmod = 1>(a, b) s = Shape(x) n = Gather(s, i0) t = Concat<axis = 0>(n, p)"
+        " u = Concat<axis = 0>(n, q) c = ConstantOfShape(t) y = Reshape(c, u)"
+    )
+    assert not prove(graph(body, consts=consts)).rows_apart
+
+
+def test_a_sparse_constant_has_the_dimensions_that_it_stands_for() -> None:
+    values, places = helper.make_tensor("v", 1, [2], [1.0, 2.0]), helper.make_tensor("p", 7, [2], [0, 19])
+    model = graph("c = Identity(x) y = Add(x, c)")
+    constant = helper.make_node("Constant", [], ["c"], sparse_value=helper.make_sparse_tensor(values, places, [5, 4]))
+    model.graph.node[0].CopyFrom(constant)
+    assert "its own extent along the batch axis" in prove(model).text
+
+
+def test_small_weights_beside_the_file_are_weights_all_the_same(tmp_path: pathlib.Path) -> None:
+    model = graph("y = Add(x, w)", consts="float[4] w = {1, 2, 3, 4}")
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones(4, np.float32), "w"))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=0)
+    assert prove_file(str(path)).rows_apart, prove_file(str(path)).text
+
+
+def test_sizes_in_two_subgraphs_are_two_though_their_names_are_one() -> None:
+    branches = [
+        [
+            helper.make_graph(
+                [helper.make_node("Slice", ["x", "z", end, "o"], ["t"]), helper.make_node("Identity", ["t"], [name])],
+                name,
+                [],
+                [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
+            )
+            for name in names
+        ]
+        for end, names in (("three", ("a1", "a2")), ("two", ("b1", "b2")))
+    ]
+    consts = "bool c = {1}, int64[1] z = {0}, int64[1] o = {1}, int64[1] three = {3}, int64[1] two = {2}"
+    model = graph("p = Relu(x) q = Relu(x) s = Shape(q) y = Reshape(p, s)", "float[n, k] x", consts)
+    for node, (then, other) in zip(model.graph.node, branches, strict=False):
+        node.CopyFrom(helper.make_node("If", ["c"], list(node.output), then_branch=then, else_branch=other))
+    assert "is given the shape" in prove(model).text
+
+
 def test_dimensions_of_one_name_are_told() -> None:
     model = graph("y = Add(x, x2)", "float[n, length] x, float[n, 1, length] x2")
     assert not prove(model).rows_apart  # their batches do not line up
