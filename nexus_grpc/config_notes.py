@@ -22,8 +22,6 @@ def _scheduling(config: ModelConfig) -> Iterator[str]:
     batching = config.dynamic_batching
     if batching.preserve_ordering:
         yield "dynamic_batching.preserve_ordering: a stream's answers come in the order of its requests anyway"
-    if batching.priority_levels or batching.default_priority_level:
-        yield "dynamic_batching.priority_levels: priorities go from 0 to 9 and are the callers' (x-nexus-priority)"
 
 
 def _placement(config: ModelConfig) -> Iterator[str]:

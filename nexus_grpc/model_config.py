@@ -24,6 +24,7 @@ from nexus_grpc.pb.inference.model_config_pb2 import (
     DESCRIPTOR,
     TYPE_INVALID,
     ModelConfig,
+    ModelDynamicBatching,
     ModelInput,
     ModelInstanceGroup,
     ModelOutput,
@@ -35,6 +36,7 @@ from nexus_grpc.pb.inference.model_config_pb2 import (
 QUEUE_DELAY_MAX_US = 60 * 1_000_000
 TIMEOUT_MAX_US = 24 * 3600 * 1_000_000
 BATCH_SIZE_MAX = 1 << 20
+PRIORITY_LEVELS_MAX = 1 << 20
 
 _UNKNOWN_FIELD = re.compile(r'Message type "([\w.]+)" has no field named "([^"]*)"')
 _POSITION = re.compile(r"^\d+:\d+ : ")
@@ -54,6 +56,8 @@ class ModelPolicy:
         max_queue_size: requests waiting for the model; 0 means that only the rings limit them.
         default_timeout_ns: longest wait in the queue of a request that does not say; 0 means none.
         allow_timeout_override: whether a request's `timeout` parameter may shorten that.
+        priority_levels: levels of the queue, 1 going first; 0 = none. Requests say theirs by the parameter `priority`.
+        default_priority: the level of those that say none.
         session: how the session is opened.
         decision: what its probabilities decide; None where the configuration says nothing of it.
         max_in_flight: requests that the model may have in flight; 0 where the configuration says nothing of it.
@@ -69,6 +73,8 @@ class ModelPolicy:
     max_queue_size: int = 0
     default_timeout_ns: int = 0
     allow_timeout_override: bool = False
+    priority_levels: int = 0
+    default_priority: int = 0
     session: SessionOptions = dataclass_field(default_factory=SessionOptions)
     decision: DecisionPolicy | None = None
     max_in_flight: int = 0
@@ -164,11 +170,20 @@ def policy_of(config: ModelConfig) -> ModelPolicy:
         max_queue_size=queue.max_queue_size,
         default_timeout_ns=queue.default_timeout_microseconds * 1000,
         allow_timeout_override=queue.allow_timeout_override,
+        priority_levels=min(batching.priority_levels, PRIORITY_LEVELS_MAX),
+        default_priority=_default_priority(batching),
         session=session,
         decision=decision,
         max_in_flight=max_in_flight,
         fallback_version=fallback_version,
     )
+
+
+def _default_priority(batching: ModelDynamicBatching) -> int:
+    """The last level, unless it is said. Triton asks for a word on it; here none is needed."""
+    levels = min(batching.priority_levels, PRIORITY_LEVELS_MAX)
+    default = batching.default_priority_level
+    return default if 0 < default <= levels else levels
 
 
 def _check_version_policy(config: ModelConfig) -> None:

@@ -40,9 +40,11 @@ SCHEMA_PREFIX = "#/components/schemas/"
 JSON_TYPE = "application/json"
 FORM_TYPE = "multipart/form-data"
 PACKAGES = ("nexus.v1.", "google.protobuf.")
+# Under it errors are a text alone, and null is as good as nothing.
+V2_PREFIX = "/v2"
 METHODS = ("get", "post", "put", "patch", "delete")
 # Whose operations change the server, where they are no GETs.
-CHANGING_TAGS = {"Keys", "Models", "Traffic", "System"}
+CHANGING_TAGS = {"Keys", "Models", "Traffic", "System", "V2Admin"}
 
 Document = dict[str, Any]
 
@@ -75,9 +77,13 @@ def finish(document: Document, extras: Document, version: str) -> Document:
     tags = [{**tag, **extras["tags"].get(tag["name"], {})} for tag in document["tags"]]
     document["tags"] = [*tags, *extras["more_tags"]]
     document["paths"].update(extras["paths"])
+    _leave_out(document["paths"], extras["left_out"])
     components = document["components"]
     components["schemas"].update(extras["schemas"])
-    components["responses"] = {status: _error_response(text) for status, text in extras["errors"].items()}
+    components["responses"] = {status: _error_response(text, "Error") for status, text in extras["errors"].items()}
+    components["responses"] |= {
+        f"v2-{status}": _error_response(text, "V2Error") for status, text in extras["errors"].items()
+    }
     components["headers"] = extras["headers"]
     components["securitySchemes"] = extras["security_schemes"]
     document = _short_names(document)
@@ -87,6 +93,7 @@ def finish(document: Document, extras: Document, version: str) -> Document:
     _require_fields(document, extras["required"])
     _mark_optional_bodies(document)
     _drop_path_fields(document)
+    _allow_nulls(document)
     _drop_titles(document["components"]["schemas"])
     wanted = _reachable(document, {**document, "components": {**document["components"], "schemas": {}}})
     schemas = document["components"]["schemas"]
@@ -117,8 +124,18 @@ def _complete_operation(operation: Document, name: str, extras: Document) -> Non
     for rule in extras["error_rules"]:
         if _applies(rule, name, operation, extras["open"]):
             for status in rule["statuses"]:
-                operation["responses"][status] = {"$ref": f"#/components/responses/{status}"}
+                shape = f"v2-{status}" if name.partition(" ")[2].startswith(V2_PREFIX) else status
+                operation["responses"][status] = {"$ref": f"#/components/responses/{shape}"}
     operation["responses"] = dict(sorted(operation["responses"].items()))
+
+
+def _leave_out(paths: Document, names: list[str]) -> None:
+    """Operations that are there to refuse, by name."""
+    for name in names:
+        method, path = name.split()
+        paths.get(path, {}).pop(method.lower(), None)
+        if not paths.get(path, True):
+            del paths[path]
 
 
 def _applies(rule: Document, name: str, operation: Document, open_to_all: list[str]) -> bool:
@@ -141,11 +158,11 @@ def _applies(rule: Document, name: str, operation: Document, open_to_all: list[s
     )
 
 
-def _error_response(description: str) -> Document:
+def _error_response(description: str, schema: str) -> Document:
     return {
         "description": description,
         "headers": {"x-request-id": {"$ref": "#/components/headers/x-request-id"}},
-        "content": {"application/json": {"schema": {"$ref": f"{SCHEMA_PREFIX}Error"}}},
+        "content": {"application/json": {"schema": {"$ref": f"{SCHEMA_PREFIX}{schema}"}}},
     }
 
 
@@ -224,6 +241,25 @@ def _drop_path_fields(document: Document) -> None:
         for name in _references(operation.get("requestBody")):
             for field in in_path:
                 document["components"]["schemas"][name].get("properties", {}).pop(field, None)
+
+
+def _allow_nulls(document: Document) -> None:
+    """Of what a request under /v2 need not have."""
+    schemas = document["components"]["schemas"]
+    for path, _, operation in operations(document):
+        if path.startswith(V2_PREFIX) and "requestBody" in operation:
+            body = operation["requestBody"]["content"][JSON_TYPE]["schema"]
+            for schema in (body, *(schemas[name] for name in _references(body))):
+                for name, field in schema.get("properties", {}).items():
+                    if name not in schema.get("required", ()):
+                        schema["properties"][name] = _or_null(field)
+
+
+def _or_null(field: Document) -> Document:
+    if "$ref" in field:
+        kept = {key: value for key, value in field.items() if key != "$ref"}
+        return {**kept, "anyOf": [{"$ref": field["$ref"]}, {"type": "null"}]}
+    return {**field, "type": [field["type"], "null"]} if isinstance(field.get("type"), str) else field
 
 
 def _drop_titles(schemas: Document) -> None:

@@ -1,8 +1,8 @@
 """Which requests run next, together. Pure bookkeeping: no rings, no clock of its own, no ONNX Runtime.
 
-Each model has a first-in first-out queue; models with waiting requests take turns. A batch is what stands at the head
-of one queue and fits together: equal signatures, at most `max_batch_size` rows. Nothing waits for company unless the
-model's config says so (max_queue_delay_microseconds).
+Each model has a queue, first in, first out, within each of its priorities where it has any; models with requests take
+turns. A batch is what stands at the head of one queue and fits together: equal signatures, at most `max_batch_size`
+rows. Nothing waits for company unless the model's config says so (max_queue_delay_microseconds).
 """
 
 import collections
@@ -28,9 +28,13 @@ class ModelQueue:
         # The signature that was last found fit for company.
         self._shared: Signature | None = None
 
-    def append(self, request: Request) -> None:
-        self.requests.append(request)
-        self.rows += request.rows
+    def insert(self, request: Request) -> None:
+        """Behind those of its priority, before those of a lower one (a higher number)."""
+        requests = self.requests
+        place = len(requests)
+        while place and requests[place - 1].priority > request.priority:
+            place -= 1
+        requests.insert(place, request)
 
     def take(self) -> list[Request]:
         """Remove and return the next batch: at least one request."""
@@ -102,7 +106,10 @@ class Batcher:
     def enqueue(self, queue: ModelQueue, request: Request) -> None:
         if not queue.requests:
             self._turns.append(queue)
-        queue.requests.append(request)
+        if request.priority:
+            queue.insert(request)
+        else:
+            queue.requests.append(request)
         queue.rows += request.rows
 
     def next_batch(self, now_ns: int) -> tuple[ModelQueue, list[Request]] | None:

@@ -64,25 +64,30 @@ class InferBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class V2Input(msgspec.Struct, forbid_unknown_fields=True):
+    """`data` is missing where the values stand behind the JSON (v2_envelope.py)."""
+
     name: str
     shape: list[int]
     datatype: str
-    data: list[Any]
-    parameters: dict[str, Any] = {}
+    data: list[Any] | None = None
+    parameters: dict[str, Any] | None = None
 
 
 class V2Output(msgspec.Struct, forbid_unknown_fields=True):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
 
 
 class V2Body(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /v2/models/{model_name}/infer, as nexus.v1.V2InferRequest without what the path says."""
+    """POST /v2/models/{model_name}/infer, as nexus.v1.V2InferRequest. Null stands for nothing: clients write it out."""
 
     inputs: list[V2Input] = []
-    id: str = ""
-    parameters: dict[str, Any] = {}
-    outputs: list[V2Output] = []
+    id: str | int | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: list[V2Output] | None = None
+    # The path says so, too.
+    model_name: str | None = None
+    model_version: str | int | None = None
 
 
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -168,10 +173,11 @@ def _names_at(kind: type[msgspec.Struct], path: str) -> tuple[str, ...]:
 def _refuse_duplicates(kind: type[msgspec.Struct], body: Any, text: bytes) -> None:
     """Raises InvalidInput naming a key that an object has twice."""
     if kind is V2Body:
-        objects = len(body.inputs) + len(body.outputs)
+        objects = len(body.inputs) + len(body.outputs or ())
         suspicious = (
             text.count(b'"name"') != objects
             or text.count(b'"data"') != len(body.inputs)
+            or b'"model_' in text
             or text.count(b'"shape"') != len(body.inputs)
             or text.count(b'"inputs"') != 1
             or text.count(b'"outputs"') > 1

@@ -11,7 +11,6 @@ from .http_bodies import (
     ApiPredictBody,
     InferBody,
     PredictBody,
-    V2Body,
     json_of,
     names_model,
     read_body,
@@ -24,9 +23,7 @@ from .http_forms import (
     HttpRowsForm,
     NamedForm,
     SentinelForm,
-    V2Form,
 )
-from .infer_form import RequestedOutput
 from .json_tensors import feature_numbers, flatten, full_tensor
 from .model import Model, TensorSpec
 from .named_inputs import check_known, decode_named_row, input_spec
@@ -34,8 +31,6 @@ from .predict_codec import ONE_KIND_OF_INPUT, features_shape, row_piece, single_
 from .requests import Decoded
 from .shapes import common_rows
 from .tensors import BYTES, Piece
-
-MAX_CLASSES = 1 << 31
 
 
 def decode_http_predict(model: Model, message: bytes) -> Decoded:
@@ -119,29 +114,6 @@ def _is_whole(spec: TensorSpec, data: list[Any]) -> bool:
     return spec.fits(flatten(data, spec.name)[1])
 
 
-def decode_v2_infer(model: Model, message: bytes) -> Decoded:
-    """POST /v2/models/{model_name}/infer."""
-    body = read_body(V2Body, json_of(message))
-    timing, timeout_ns = _parameters(body.parameters)
-    tensors = {}
-    for tensor in body.inputs:
-        spec = input_spec(model, tensor.name)
-        if tensor.name in tensors:
-            raise InvalidInput(f"input '{tensor.name}' appears twice", field=tensor.name)
-        if tensor.datatype != spec.datatype.name:
-            raise InvalidInput(
-                f"input '{tensor.name}' of model '{model.name}': expected datatype {spec.datatype.name}, got"
-                f" {tensor.datatype or 'none'}",
-                field=tensor.name,
-            )
-        _refuse_binary(tensor.parameters)
-        tensors[tensor.name] = (tuple(tensor.shape), tensor.data)
-    check_known(model, tensors)
-    decoded = _whole(model, tensors, V2Form(body.id, _requested(model, body), timing))
-    decoded.timeout_ns = timeout_ns
-    return decoded
-
-
 def _whole(model: Model, tensors: dict[str, Any], form: HttpForm) -> Decoded:
     """Tensors with their batch dimension."""
     pieces: list[Piece] = []
@@ -154,45 +126,6 @@ def _whole(model: Model, tensors: dict[str, Any], form: HttpForm) -> Decoded:
         signature.append((spec.name, shape[1:] if model.has_rows(spec) else shape))
     rows = common_rows(model, shapes)
     return Decoded(tuple(signature), rows, pieces, form, templatable=False)
-
-
-def _parameters(parameters: dict[str, Any]) -> tuple[bool, int]:
-    """(nexus_timing, timeout in ns). Raises InvalidInput on a parameter we would have to disobey."""
-    _refuse_binary(parameters)
-    for name in parameters:
-        if name.startswith("triton_"):
-            raise InvalidInput(f"parameter '{name}' is not supported", field=name)
-    timeout_us = parameters.get("timeout", 0)
-    if type(timeout_us) is not int or timeout_us < 0:
-        raise InvalidInput("parameter 'timeout' must be a whole number of microseconds", field="timeout")
-    return parameters.get("nexus_timing") is True, timeout_us * 1000
-
-
-def _refuse_binary(parameters: dict[str, Any]) -> None:
-    for name in ("binary_data", "binary_data_size", "binary_data_output"):
-        if parameters.get(name):
-            raise InvalidInput(f"parameter '{name}': tensors in binary travel by gRPC only; send JSON", field=name)
-
-
-def _requested(model: Model, body: V2Body) -> tuple[RequestedOutput, ...]:
-    if not body.outputs:
-        return tuple(RequestedOutput(index, 0) for index in range(len(model.outputs)))
-    requested = []
-    for output in body.outputs:
-        _refuse_binary(output.parameters)
-        index = model.output_index(output.name)
-        if index < 0:
-            known = ", ".join(f"'{spec.name}'" for spec in model.outputs)
-            raise InvalidInput(
-                f"unexpected output '{output.name}' for model '{model.name}', expected {known}", field=output.name
-            )
-        classes = output.parameters.get("classification", 0)
-        if type(classes) is not int or not 0 <= classes < MAX_CLASSES:
-            raise InvalidInput("parameter 'classification' must be a whole number", field="classification")
-        if classes and model.outputs[index].datatype is BYTES:
-            raise InvalidInput(f"output '{output.name}' is text and has no classes", field="classification")
-        requested.append(RequestedOutput(index, classes))
-    return tuple(requested)
 
 
 def _check_addressee(model: Model, field: str, name: Any, version: str = "") -> None:

@@ -8,12 +8,11 @@ import msgspec
 from nexus_grpc.ipc.wire import json_body
 
 from .decisions import confidence_of, positive_probability, predicted_index, verdict
-from .infer_form import RequestedOutput
 from .json_tensors import json_values, nested
 from .model import Model
 from .predict_codec import utc_now
 from .requests import Timings
-from .results import BatchResult, top_classes
+from .results import BatchResult
 from .tensors import BYTES, Piece
 
 _encode = msgspec.json.Encoder().encode
@@ -65,7 +64,7 @@ class HttpPredictForm(HttpForm):
             "batch_size": timings.batch_size,
         }
         if self.timing:
-            answer["timing"] = {name: getattr(timings, name) for name in _TIMING_FIELDS}
+            answer["timing"] = {name: getattr(timings, name) for name in TIMING_FIELDS}
         return answer
 
     def claims(self, result: BatchResult, first: int, last: int) -> dict[str, Any]:
@@ -115,7 +114,7 @@ class SentinelForm(HttpPredictForm):
 
 
 _JUDGED = ("confidence", "predicted_class", "decision", "threshold_used")
-_TIMING_FIELDS = ("queue_us", "batch_size", "infer_us", "total_us")
+TIMING_FIELDS = ("queue_us", "batch_size", "infer_us", "total_us")
 
 
 def _claims(result: BatchResult, row: int) -> dict[str, Any]:
@@ -198,37 +197,3 @@ class NamedForm(HttpForm):
             "request_id": request_id,
             "latency_ms": timings.total_us / 1000,
         }
-
-
-class V2Form(HttpForm):
-    """Open Inference Protocol, REST: one flat tensor per output."""
-
-    __slots__ = ("outputs", "timing")
-
-    def __init__(self, own_id: str, outputs: tuple[RequestedOutput, ...], timing: bool) -> None:
-        super().__init__(own_id)
-        self.outputs = outputs
-        self.timing = timing
-
-    def answer(self, result: BatchResult, first: int, last: int, timings: Timings, request_id: str) -> Any:
-        answer: dict[str, Any] = {"model_name": result.model.name, "model_version": result.model.version}
-        answer["id"] = request_id
-        parameters: dict[str, Any] = {"nexus_variant": result.model.variant} if result.model.is_arm else {}
-        if self.timing:
-            parameters |= {f"nexus_{name}": getattr(timings, name) for name in _TIMING_FIELDS}
-        if parameters:
-            answer["parameters"] = parameters
-        answer["outputs"] = [self._output(result, each, first, last) for each in self.outputs]
-        return answer
-
-    def _output(self, result: BatchResult, requested: RequestedOutput, first: int, last: int) -> dict[str, Any]:
-        spec = result.model.outputs[requested.index]
-        array = result.array(requested.index, first, last)
-        if not requested.classes:
-            shape = list(array.shape)
-            return {"name": spec.name, "shape": shape, "datatype": spec.datatype.name, "data": json_values(array)}
-        rows = array if result.is_cut else [array]
-        found = [[item.decode() for item in top_classes(row, requested.classes, spec.labels)] for row in rows]
-        shape = [len(found), len(found[0])] if result.is_cut else [len(found[0])]
-        flat = [item for row in found for item in row]
-        return {"name": spec.name, "shape": shape, "datatype": BYTES.name, "data": flat}

@@ -1,6 +1,7 @@
 """ModelInferRequest bytes → Decoded. Raises only InvalidInput (a fuzz test holds it to that)."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,11 @@ from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 
 from .infer_form import InferForm, RequestedOutput
 from .model import Model, Shape, TensorSpec
+from .request_parameters import read_parameters, refuse_shared_memory
 from .requests import Decoded, Signature
 from .shapes import check_missing, check_shape, common_rows
 from .tensors import BOOL, BYTES, Datatype, Piece, decode_bytes_tensor, decode_text, text_array
 
-# Request parameters that are honoured or safely ignored. Other `triton_…` ones ask for something we do not do.
-TIMING_PARAMETER = "nexus_timing"
-IGNORED_TRITON = "triton_enable_empty_final_response"
 # Typed contents that carry narrower datatypes too.
 _NARROWED = {"int_contents": np.dtype("<i4"), "uint_contents": np.dtype("<u4")}
 
@@ -36,17 +35,20 @@ def decode_infer(model: Model, message: bytes) -> Decoded:
     except DecodeError:
         raise InvalidInput("the request is not a valid inference.ModelInferRequest message") from None
     _check_addressee(model, request)
-    timing, timeout_ns = _parameters(request)
+    asked = read_parameters(model, _values(request.parameters))
     raw = bool(request.raw_input_contents)
     tensors = _raw_tensors(model, request) if raw else _typed_tensors(model, request)
     check_missing(model, tensors)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     rows = common_rows(model, shapes)
-    form = InferForm(request.id, _requested_outputs(model, request), _answers_raw(request), timing)
+    form = InferForm(request.id, _requested_outputs(model, request), _answers_raw(request), asked.timing)
+    form.final = asked.final
     present = [tensors[spec.name] for spec in model.fed(tensors)]
     in_order = [tensor.name for tensor in request.inputs] == [tensor.spec.name for tensor in present]
     pieces = [tensor.piece for tensor in present]
-    return Decoded(_signature(model, present), rows, pieces, form, raw and in_order, timeout_ns)
+    decoded = Decoded(_signature(model, present), rows, pieces, form, raw and in_order, asked.timeout_ns)
+    decoded.priority = asked.priority
+    return decoded
 
 
 def _check_addressee(model: Model, request: pb.ModelInferRequest) -> None:
@@ -57,17 +59,13 @@ def _check_addressee(model: Model, request: pb.ModelInferRequest) -> None:
         )
 
 
-def _parameters(request: pb.ModelInferRequest) -> tuple[bool, int]:
-    """(nexus_timing, timeout in ns). Raises InvalidInput on a parameter we would have to disobey."""
-    timing, timeout_ns = False, 0
-    for name, value in request.parameters.items():
-        if name == TIMING_PARAMETER:
-            timing = value.bool_param
-        elif name == "timeout":
-            timeout_ns = (value.int64_param or value.uint64_param) * 1000
-        elif name.startswith("triton_") and name != IGNORED_TRITON:
-            raise InvalidInput(f"parameter '{name}' is not supported", field=name)
-    return timing, max(0, timeout_ns)
+def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+    """Parameters as Python has them."""
+    found: dict[str, Any] = {}
+    for name, value in parameters.items():
+        kind = value.WhichOneof("parameter_choice")
+        found[name] = getattr(value, kind) if kind else None
+    return found
 
 
 def _spec_of(model: Model, tensor: pb.ModelInferRequest.InferInputTensor, seen: dict[str, Any]) -> TensorSpec:
@@ -85,6 +83,8 @@ def _spec_of(model: Model, tensor: pb.ModelInferRequest.InferInputTensor, seen: 
             f" {tensor.datatype or 'none'}",
             field=tensor.name,
         )
+    if tensor.parameters:
+        refuse_shared_memory(_values(tensor.parameters))
     check_shape(model, spec, tuple(tensor.shape))
     return spec
 
@@ -103,7 +103,7 @@ def _raw_tensors(model: Model, request: pb.ModelInferRequest) -> dict[str, _Tens
                 f"input '{tensor.name}' has both contents and raw_input_contents; send one of them", field=tensor.name
             )
         shape = tuple(tensor.shape)
-        tensors[tensor.name] = _Tensor(spec, shape, _raw_piece(spec, shape, raw))
+        tensors[tensor.name] = _Tensor(spec, shape, raw_piece(spec, shape, raw))
     return tensors
 
 
@@ -114,7 +114,8 @@ def _element_count(shape: Shape) -> int:
     return count
 
 
-def _raw_piece(spec: TensorSpec, shape: Shape, raw: bytes) -> Piece:
+def raw_piece(spec: TensorSpec, shape: Shape, raw: bytes) -> Piece:
+    """Raw content of an input, checked against its shape. Raises InvalidInput."""
     count = _element_count(shape)
     if spec.datatype is BYTES:
         return decode_bytes_tensor(raw, count, spec.name)

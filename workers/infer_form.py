@@ -12,6 +12,7 @@ from nexus_grpc.ipc.wire import length_prefix
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 
 from .model import TensorSpec
+from .request_parameters import FINAL_RESPONSE
 from .requests import Timings
 from .results import BatchResult, top_classes
 from .tensors import BYTES, Array, Piece, encode_bytes_tensor, text_array, text_elements
@@ -30,13 +31,15 @@ class RequestedOutput:
 class InferForm:
     """The answer's form. Shared by all requests that match one template."""
 
-    __slots__ = ("_head", "_key", "_prefixes", "id", "outputs", "plain", "raw", "timing")
+    __slots__ = ("_head", "_key", "_prefixes", "final", "id", "outputs", "plain", "raw", "timing")
 
     def __init__(self, request_id: str, outputs: tuple[RequestedOutput, ...], raw: bool, timing: bool) -> None:
         self.id = request_id
         self.outputs = outputs
         self.raw = raw
         self.timing = timing
+        # Whether the answer is to say that no other follows it.
+        self.final = False
         self.plain = raw and not timing and not any(output.classes for output in outputs)
         self._key: Any = None
         self._head = b""
@@ -94,6 +97,8 @@ class InferForm:
         response = pb.ModelInferResponse(model_name=model.name, model_version=model.version, id=self.id)
         if model.is_arm:
             response.parameters["nexus_variant"].string_param = model.variant
+        if self.final:
+            response.parameters[FINAL_RESPONSE].bool_param = True
         return response
 
     def _encode_built(self, result: BatchResult, first: int, last: int, timings: Timings) -> bytes:

@@ -149,6 +149,8 @@ def _queue_policy(policy: dict[str, Any]) -> QueuePolicy:
         max_queue_size=policy["max_queue_size"],
         default_timeout_ns=policy["default_timeout_ns"],
         allow_timeout_override=policy["allow_timeout_override"] or not policy["default_timeout_ns"],
+        priority_levels=policy["priority_levels"],
+        default_priority=policy["default_priority"],
     )
 
 

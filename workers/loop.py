@@ -22,7 +22,6 @@ from .http_decode import (
     decode_api_predict,
     decode_http_predict,
     decode_v1_infer,
-    decode_v2_infer,
 )
 from .infer_decode import decode_infer
 from .link import FrontLink, HandOverError
@@ -34,6 +33,7 @@ from .requests import Clock, Decoded, Request
 from .results import BatchResult
 from .shadow import Shadows
 from .template import find_template, remember_template
+from .v2_decode import decode_v2_infer
 
 # Records taken from one ring before the next batch starts: enough for any batch, little enough to stay responsive.
 INTAKE_MAX = 1024
@@ -206,9 +206,8 @@ class WorkerLoop:
                 decoded = self._decode_oversize(link, model, method, request)
             else:
                 decoded = self._decode(model, method, request, content[id_length:])
-            request.signature = decoded.signature
-            request.rows = decoded.rows
-            request.form = decoded.form
+            request.signature, request.rows = decoded.signature, decoded.rows
+            request.form, request.priority = decoded.form, decoded.priority
             if decoded.timeout_ns or model.queue.default_timeout_ns:
                 _limit_wait(model, request, decoded.timeout_ns)
             self.batcher.enqueue(queue, request)

@@ -50,6 +50,9 @@ class QueuePolicy:
     max_queue_size: int = 0
     default_timeout_ns: int = 0
     allow_timeout_override: bool = True
+    # The queue's levels, 1 going first; 0 = it has none.
+    priority_levels: int = 0
+    default_priority: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ class Decoded:
     `templatable`: the message's tensor fields stand in the order of `pieces`, one field each.
     """
 
-    __slots__ = ("form", "pieces", "rows", "signature", "templatable", "timeout_ns")
+    __slots__ = ("form", "pieces", "priority", "rows", "signature", "templatable", "timeout_ns")
 
     def __init__(
         self,
@@ -90,6 +90,8 @@ class Decoded:
         self.form = form
         self.templatable = templatable
         self.timeout_ns = timeout_ns
+        # Its level in the model's queue, where that has levels: 1 goes first.
+        self.priority = 0
 
 
 class Request:
@@ -103,6 +105,7 @@ class Request:
         "link",
         "oversize",
         "pieces",
+        "priority",
         "request_id",
         "rows",
         "sequence",
@@ -117,6 +120,7 @@ class Request:
         self.request_id = request_id
         self.isolated = False
         self.oversize = False
+        self.priority = 0
         self.signature: Signature = ()
         self.rows = 0
         self.pieces: list[Piece] = []

@@ -34,6 +34,7 @@ class RequestTemplate:
     def __init__(self, message: bytes, tensor_spans: list[tuple[int, int]], decoded: Decoded) -> None:
         # Without the pieces: they would keep the first message's tensors.
         self.decoded = Decoded(decoded.signature, decoded.rows, [], decoded.form, True, decoded.timeout_ns)
+        self.decoded.priority = decoded.priority
         self.spans = tensor_spans
         self._head = message[: tensor_spans[0][0]]
         starts = [end for _, end in tensor_spans]

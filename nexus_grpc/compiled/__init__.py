@@ -70,6 +70,7 @@ MODULES = (
             "named_inputs",
             "predict_codec",
             "predictions",
+            "request_parameters",
             "requests",
             "results",
             "session",
@@ -77,6 +78,9 @@ MODULES = (
             "shapes",
             "template",
             "tensors",
+            "v2_decode",
+            "v2_envelope",
+            "v2_form",
         )
     ),
 )

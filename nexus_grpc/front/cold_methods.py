@@ -17,28 +17,27 @@ from google.protobuf.message import Message
 from nexus_grpc.front.caller import check_request, without_hidden
 from nexus_grpc.front.catalogue import Catalogue, CatalogueEntry
 from nexus_grpc.front.hot_methods import REQUEST_ID_KEY, request_id_of
+from nexus_grpc.front.offered import (
+    NO_SHARED_MEMORY,
+    REFUSED,
+    check_log_change,
+    check_trace_change,
+    extensions,
+    log_settings,
+    trace_settings,
+)
 from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.supervised import Caller, Supervised, caller_of, forwarded
-from nexus_grpc.ipc.errors import Code, InvalidInput, NexusError, Unsupported
+from nexus_grpc.ipc.errors import Code, InvalidInput, NexusError, UnknownModel, Unsupported
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY, status_bytes
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 
 SERVER_NAME = "nexus-grpc"
-EXTENSIONS = (
-    "classification",
-    "model_configuration",
-    "model_repository",
-    "model_repository(unload_dependents)",
-    "statistics",
-    "binary_tensor_data",
-)
-NO_SHARED_MEMORY = "this server takes no shared memory from clients; send tensors in raw_input_contents"
 ONE_REPOSITORY = "this server has one model repository, without a name; leave repository_name empty"
 NO_OVERRIDES = (
     "parameter '{}' is not taken: this server serves what lies in its repository. Change config.pbtxt there, or upload "
     "a new version (nexus.v1.Models/Upload)"
 )
-NO_SETTINGS = "this server has no trace or log settings to change at run time; see `nexus serve --help`"
 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 HOT = frozenset({"ModelInfer", "ModelStreamInfer"})
@@ -48,6 +47,7 @@ REPOSITORY_OPERATIONS = {
     "RepositoryModelUnload": ("Repository.Unload", frozenset({"unload_dependents"})),
 }
 UNLOADED = "UNLOADED"
+METHODS = tuple(method.name for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods)
 
 
 class Service(Protocol):
@@ -83,7 +83,7 @@ class InferenceService:
 
     def ServerMetadata(self, request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:  # noqa: N802
         version = importlib.metadata.version(SERVER_NAME)
-        return pb.ServerMetadataResponse(name=SERVER_NAME, version=version, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name=SERVER_NAME, version=version, extensions=extensions(METHODS))
 
     def ModelMetadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:  # noqa: N802
         entry = self._catalogue.find(request.name, request.version)
@@ -144,36 +144,56 @@ class InferenceService:
 
     def SystemSharedMemoryUnregister(self, request: pb.SystemSharedMemoryUnregisterRequest) -> Message:  # noqa: N802
         """perf_analyzer unregisters everything before it begins; there is nothing, so that is fine."""
-        if request.name:
-            raise Unsupported(NO_SHARED_MEMORY)
+        _check_region(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
     def CudaSharedMemoryUnregister(self, request: pb.CudaSharedMemoryUnregisterRequest) -> Message:  # noqa: N802
-        if request.name:
-            raise Unsupported(NO_SHARED_MEMORY)
+        _check_region(request.name)
         return pb.CudaSharedMemoryUnregisterResponse()
 
-    def SystemSharedMemoryStatus(self, request: Message) -> Message:  # noqa: N802
-        raise Unsupported(NO_SHARED_MEMORY)
+    def SystemSharedMemoryStatus(self, request: pb.SystemSharedMemoryStatusRequest) -> Message:  # noqa: N802
+        _check_region(request.name)
+        return pb.SystemSharedMemoryStatusResponse()
+
+    def CudaSharedMemoryStatus(self, request: pb.CudaSharedMemoryStatusRequest) -> Message:  # noqa: N802
+        _check_region(request.name)
+        return pb.CudaSharedMemoryStatusResponse()
 
     def SystemSharedMemoryRegister(self, request: Message) -> Message:  # noqa: N802
-        raise Unsupported(NO_SHARED_MEMORY)
-
-    def CudaSharedMemoryStatus(self, request: Message) -> Message:  # noqa: N802
-        raise Unsupported(NO_SHARED_MEMORY)
+        raise Unsupported(REFUSED["SystemSharedMemoryRegister"])
 
     def CudaSharedMemoryRegister(self, request: Message) -> Message:  # noqa: N802
-        raise Unsupported(NO_SHARED_MEMORY)
+        raise Unsupported(REFUSED["CudaSharedMemoryRegister"])
 
     def TraceSetting(self, request: pb.TraceSettingRequest) -> Message:  # noqa: N802
-        if request.settings:
-            raise Unsupported(NO_SETTINGS)
-        return pb.TraceSettingResponse()
+        if request.model_name and request.model_name not in self._catalogue.names():
+            self._catalogue.find(request.model_name, "")
+        check_trace_change({name: each.value for name, each in request.settings.items()})
+        response = pb.TraceSettingResponse()
+        for name, values in trace_settings().items():
+            response.settings[name].value.extend(values)
+        return response
 
     def LogSettings(self, request: pb.LogSettingsRequest) -> Message:  # noqa: N802
-        if request.settings:
-            raise Unsupported(NO_SETTINGS)
-        return pb.LogSettingsResponse()
+        asked = {name: each.WhichOneof("parameter_choice") for name, each in request.settings.items()}
+        check_log_change({name: kind and getattr(request.settings[name], kind) for name, kind in asked.items()})
+        response = pb.LogSettingsResponse()
+        for name, value in log_settings().items():
+            kind = (
+                "bool_param"
+                if isinstance(value, bool)
+                else "uint32_param"
+                if isinstance(value, int)
+                else "string_param"
+            )
+            setattr(response.settings[name], kind, value)
+        return response
+
+
+def _check_region(name: str) -> None:
+    """There are none. Raises UnknownModel, whose code is the right one, for one by name."""
+    if name:
+        raise UnknownModel(f"Unable to find shared memory region: '{name}'; {NO_SHARED_MEMORY}", reason="NO_REGION")
 
 
 def _as_triton(reason: str) -> str:

@@ -1,7 +1,7 @@
 """The cold methods of the HTTP twin (nexus_grpc/rest/twin.py): JSON in, JSON out, errors in the one shape.
 
 Models, System and Traffic are those of the gRPC services: their requests are read by the messages in proto/
-(json_requests.py). The routes of other servers (Rest...) have a method each.
+(json_requests.py). The Open Inference Protocol's are in v2_rest.py; the routes of other servers have a method each.
 """
 
 import functools
@@ -14,15 +14,15 @@ import structlog
 from google.protobuf import message_factory
 
 from nexus_grpc.front.caller import check_named, check_request, without_hidden
-from nexus_grpc.front.catalogue import Catalogue
-from nexus_grpc.front.cold_methods import EXTENSIONS, Service
+from nexus_grpc.front.cold_methods import Service
 from nexus_grpc.front.hot_methods import HTTP_STATUS_KEY, PATHS, REQUEST_ID_KEY, request_id_of
 from nexus_grpc.front.json_requests import read_request
 from nexus_grpc.front.keys_service import KeysService
-from nexus_grpc.front.model_services import SERVER_NAME, ModelsService, SystemService, server_version
+from nexus_grpc.front.model_services import ModelsService, SystemService
 from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.supervised import Caller, caller_of, json_of
 from nexus_grpc.front.traffic_service import TrafficService
+from nexus_grpc.front.v2_rest import V2Service
 from nexus_grpc.ipc.errors import InferenceFailed, InvalidInput, NexusError
 from nexus_grpc.ipc.rich_errors import status_bytes
 from nexus_grpc.ipc.wire import HTTP_BODY_DATA, WireError, fields, json_body
@@ -31,7 +31,6 @@ from nexus_grpc.rest.errors import error_body, http_status
 from nexus_grpc.rest.http_rules import HttpMethod, http_methods
 from nexus_grpc.rest.twin import BODY_FIELD, SERVICE, path_of
 
-PLATFORM = "onnxruntime_onnx"
 # Twin → the status of its success, where that is not 200.
 STATUS = {"ModelsRegister": 201, "KeysCreate": 201}
 
@@ -54,9 +53,8 @@ _METHODS = {service.name + method.name: method for service in _SERVICES for meth
 
 def _allowed(given: Parameters) -> Parameters:
     """Raises PermissionDenied if the caller may not use the model that the path names."""
-    for name in ("name", "model_name"):
-        if name in given:
-            check_named(given[name])
+    if "name" in given:
+        check_named(given["name"])
     return given
 
 
@@ -64,21 +62,18 @@ class RestService:
     """Answers the cold twins. Each answer raises NexusError."""
 
     def __init__(
-        self,
-        catalogue: Catalogue,
-        models: ModelsService,
-        system: SystemService,
-        traffic: TrafficService,
-        keys: KeysService,
+        self, v2: V2Service, models: ModelsService, system: SystemService, traffic: TrafficService, keys: KeysService
     ) -> None:
-        self._catalogue = catalogue
+        self._v2 = v2
         self._models = models
-        self._system = system
         self._services: dict[str, Service] = {"Models": models, "System": system, "Traffic": traffic, "Keys": keys}
 
     def answer_of(self, twin: str) -> Answer:
         """What answers a twin, by its name."""
         if twin not in _METHODS:
+            protocol: Answer | None = getattr(self._v2, twin, None)
+            if protocol is not None:
+                return protocol
             own = getattr(self, twin)
             return lambda given, body, caller: own(_allowed(given))
         return functools.partial(self._typed, _METHODS[twin])
@@ -97,31 +92,6 @@ class RestService:
             for kind in ("inputs", "outputs")
         }
         return {"name": info.name, "version": info.version, "status": info.state.lower(), **tensors}
-
-    def RestV2Live(self, given: Parameters) -> Any:  # noqa: N802
-        return {"live": True}
-
-    def RestV2Ready(self, given: Parameters) -> Any:  # noqa: N802
-        return {"ready": self._system.Ready(system_pb2.ReadyRequest()).ready}
-
-    def RestV2Server(self, given: Parameters) -> Any:  # noqa: N802
-        return {"name": SERVER_NAME, "version": server_version(), "extensions": list(EXTENSIONS)}
-
-    def RestV2Model(self, given: Parameters) -> Any:  # noqa: N802
-        name = given.get("model_name", "")
-        metadata = self._catalogue.find(name, given.get("model_version", "")).metadata
-        assert metadata is not None, "find() gives ready versions"
-        tensors = {
-            kind: [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in getattr(metadata, kind)]
-            for kind in ("inputs", "outputs")
-        }
-        versions = [entry.version for entry in self._catalogue.ready_versions(name)]
-        return {"name": name, "versions": versions, "platform": PLATFORM, **tensors}
-
-    def RestV2ModelReady(self, given: Parameters) -> Any:  # noqa: N802
-        name = given.get("model_name", "")
-        self._catalogue.find(name, given.get("model_version", ""))
-        return {"name": name, "ready": True}
 
 
 def cold_rest_handlers(service: RestService, ids: RequestIds) -> grpc.GenericRpcHandler:
@@ -145,13 +115,13 @@ def _handler(method: HttpMethod, answer: Answer, ids: RequestIds) -> Callable[[b
             body = json.dumps(answered, ensure_ascii=False).encode()
         except NexusError as error:
             status = http_status(error.code, error.reason)
-            body = error_body(error.code, error.message, request_id, status_bytes(error))
+            body = error_body(error.code, error.message, request_id, status_bytes(error), v2=method.is_v2)
         except Exception as error:
             # A bug of ours: the client learns that, the log learns what.
             structlog.get_logger().error("cold method failed", method=method.name, exc_info=error)
             refusal = InferenceFailed(f"internal error in {method.name}; see the server's log")
             status = 500
-            body = error_body(refusal.code, refusal.message, request_id, status_bytes(refusal))
+            body = error_body(refusal.code, refusal.message, request_id, status_bytes(refusal), v2=method.is_v2)
         if status is not None:
             metadata.append((HTTP_STATUS_KEY, str(status)))
         context.send_initial_metadata(tuple(metadata))

@@ -42,7 +42,7 @@ from nexus_grpc.front.streams import Stream
 from nexus_grpc.ipc.errors import InvalidInput, NexusError
 from nexus_grpc.ipc.record import Method, is_http
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY
-from nexus_grpc.ipc.wire import json_body
+from nexus_grpc.ipc.wire import ANSWER_HEADERS_TAG, answer_headers, json_body
 from nexus_grpc.rest.errors import error_body, error_headers, http_status
 
 # Calls that the core may hand over before we ask again: above this they queue inside the core.
@@ -96,8 +96,14 @@ class HttpFlight(UnaryFlight):
 
     __slots__ = ()
 
+    def succeed(self, payload: bytes) -> None:
+        if payload[0] == ANSWER_HEADERS_TAG:
+            self.headers = (*self.headers, *answer_headers(payload))
+        super().succeed(payload)
+
     def fail(self, code: int, message: str, details: bytes) -> None:
-        payload = json_body(error_body(code, message, self.request_id.decode(), details))
+        v2 = self.method == Method.HTTP_V2_INFER
+        payload = json_body(error_body(code, message, self.request_id.decode(), details, v2=v2))
         status = (HTTP_STATUS_KEY, str(http_status(code)))
         metadata = ((REQUEST_ID_KEY, self.request_id), status, *error_headers(code, details), *self.headers)
         send_metadata = cygrpc.SendInitialMetadataOperation(metadata, 0)
@@ -289,7 +295,7 @@ class CompletionQueueServer:
         if message is None:
             return self._no_message(flight)
         try:
-            flight.message = as_hot_request(flight.method, message)
+            flight.message = as_hot_request(flight.method, message, flight.metadata)
         except NexusError as error:
             guard = self._dispatcher.guard
             return self._dispatcher.refuse(flight, error if guard is None else guard.counted(flight, error))

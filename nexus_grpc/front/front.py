@@ -35,6 +35,7 @@ from nexus_grpc.front.routes import Route, RouteTable
 from nexus_grpc.front.supervised import SupervisedCalls
 from nexus_grpc.front.traffic_service import TrafficService
 from nexus_grpc.front.upload import upload_handlers
+from nexus_grpc.front.v2_rest import V2Service
 from nexus_grpc.front.waiting import WaitingRoom
 from nexus_grpc.ipc.control import ControlChannel, Message
 from nexus_grpc.ipc.record import Method
@@ -131,7 +132,7 @@ class Front:
             cold_handlers(traffic, traffic_pb2.DESCRIPTOR.services_by_name["Traffic"], ids),
             cold_handlers(keys, keys_pb2.DESCRIPTOR.services_by_name["Keys"], ids),
             cold_handlers(system, system_pb2.DESCRIPTOR.services_by_name["System"], ids),
-            cold_rest_handlers(RestService(self._catalogue, models, system, traffic, keys), ids),
+            cold_rest_handlers(RestService(V2Service(inference, system), models, system, traffic, keys), ids),
             *upload_handlers(self._settings, supervised, ids),
         )
         self._stock.add_generic_rpc_handlers(handlers)

@@ -21,8 +21,10 @@ from nexus_grpc.ipc.rich_errors import status_bytes
 from nexus_grpc.ipc.wire import json_body
 from nexus_grpc.limits.buckets import Headers
 from nexus_grpc.rest.errors import error_body, error_headers, http_status
+from nexus_grpc.rest.twin import v2_paths
 
 _HOT = frozenset(PATHS.values())
+_V2 = v2_paths()
 _MAKERS = {
     (False, False): (grpc.unary_unary_rpc_method_handler, "unary_unary"),
     (False, True): (grpc.unary_stream_rpc_method_handler, "unary_stream"),
@@ -119,4 +121,4 @@ class GateInterceptor(grpc.ServerInterceptor):
         context.send_initial_metadata(
             ((REQUEST_ID_KEY, request_id), status, *error_headers(error.code, details), *headers)
         )
-        return json_body(error_body(error.code, error.message, request_id, details))
+        return json_body(error_body(error.code, error.message, request_id, details, v2=path in _V2))

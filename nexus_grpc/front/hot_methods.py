@@ -31,6 +31,9 @@ STREAMING = frozenset({Method.MODEL_STREAM_INFER, Method.PREDICT_STREAM})
 METADATA_MAX_BYTES = 32 << 10
 
 REQUEST_ID_KEY = "x-request-id"
+# What a client of the Open Inference Protocol says of its body, and of the answer that it takes; as fields of the hot
+# request (http_calls.py).
+V2_HEADERS = {"inference-header-content-length": 3, "content-encoding": 4, "accept-encoding": 5}
 # Tells Envoy the HTTP status of an answer by HttpBody, which is always gRPC OK (envoy/bootstrap.yaml).
 HTTP_STATUS_KEY = "x-nexus-http-status"
 # Printable, no spaces or quotes: safe in a header, a log line and a shell.

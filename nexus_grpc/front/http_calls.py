@@ -4,14 +4,17 @@ What Envoy sends is a twin's message (nexus_grpc/rest/twin.py): path parameters,
 is rewritten to what every hot request looks like, name and version first, so that the same routing serves it:
 
     1: name   2: version   15: the JSON
+
+Of /v2 the headers that say how to read the body go along, too (hot_methods.py, V2_HEADERS).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
+from nexus_grpc.front.hot_methods import V2_HEADERS
 from nexus_grpc.ipc import model_names
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.ipc.record import Method
@@ -25,6 +28,7 @@ KEYS = {
     Method.HTTP_API_BATCH_PREDICT: ("model_name", ""),
     Method.HTTP_V1_INFER: ("model", "version"),
 }
+Metadata = Iterable[tuple[str, str | bytes]]
 _BODY_TAG, _TYPE_TAG, _DATA_TAG = 0x7A, 0x0A, 0x12
 # A model's name or a version's; any other value is read as JSON.
 _PLAIN = rb'"\s*:\s*"([%b]{0,%d})"' % (model_names.CHARACTERS.encode(), model_names.CHARACTERS_MAX)
@@ -40,10 +44,16 @@ _NEEDLES = {
 }
 
 
-def as_hot_request(method: int, message: bytes) -> bytes:
-    """A twin's message, rewritten; without a name for /predict of the one model. Raises InvalidInput."""
+def as_hot_request(method: int, message: bytes, metadata: Metadata = ()) -> bytes:
+    """A twin's message, rewritten; without a name for /predict of the one model. Raises InvalidInput.
+
+    Args:
+        metadata: the call's headers.
+    """
+    headers = b""
     if method == Method.HTTP_V2_INFER:
         name, version, body = _split(message)
+        headers = _v2_headers(metadata)
     else:
         usual = _usual_body(message)
         body = _split(message)[2] if usual is None else usual
@@ -53,7 +63,17 @@ def as_hot_request(method: int, message: bytes) -> bytes:
     head = length_prefix(1, len(name)) + name if name else b""
     if version:
         head += length_prefix(2, len(version)) + version
-    return head + length_prefix(BODY_FIELD, len(body)) + body
+    return b"".join([head, headers, length_prefix(BODY_FIELD, len(body)), body])
+
+
+def _v2_headers(metadata: Metadata) -> bytes:
+    found = b""
+    for key, value in metadata:
+        field = V2_HEADERS.get(key)
+        if field is not None:
+            content = value.encode() if isinstance(value, str) else value
+            found += length_prefix(field, len(content)) + content
+    return found
 
 
 def _usual_body(message: bytes) -> bytes | None:

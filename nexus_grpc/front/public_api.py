@@ -31,7 +31,7 @@ from nexus_grpc.front.streams import WRAP_ANSWER, WRAP_ERROR
 from nexus_grpc.ipc.errors import NexusError
 from nexus_grpc.ipc.record import Method, is_http
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY
-from nexus_grpc.ipc.wire import json_body
+from nexus_grpc.ipc.wire import ANSWER_HEADERS_TAG, answer_headers, json_body
 from nexus_grpc.rest.errors import error_body, error_headers, http_status
 
 # One thread per request in flight: the public API has no other way to wait.
@@ -99,7 +99,7 @@ class HotHandlers(grpc.GenericRpcHandler):
             flight.identity = self._admitted(flight.method, context)
             # Nothing of a message is looked at before its sender is known.
             if is_http(flight.method):
-                flight.message = as_hot_request(flight.method, flight.message)
+                flight.message = as_hot_request(flight.method, flight.message, flight.metadata)
         except NexusError as error:
             guard = self._dispatcher.guard
             with self._dispatcher.turn:
@@ -145,10 +145,13 @@ class HotHandlers(grpc.GenericRpcHandler):
                     (HTTP_STATUS_KEY, str(http_status(flight.code))),
                     *error_headers(flight.code, flight.details),
                 ]
+            elif flight.payload[0] == ANSWER_HEADERS_TAG:
+                metadata += answer_headers(flight.payload)
             context.send_initial_metadata(tuple(metadata))
             if not flight.code:
                 return flight.payload
-            return json_body(error_body(flight.code, flight.error, request_id.decode(), flight.details))
+            v2 = method == Method.HTTP_V2_INFER
+            return json_body(error_body(flight.code, flight.error, request_id.decode(), flight.details, v2=v2))
 
         return handle
 

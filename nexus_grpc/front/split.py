@@ -7,12 +7,14 @@ and nobody can foresee which request goes where.
 
 import random
 import re
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from nexus_grpc.front.flight import Flight
+from nexus_grpc.front.hot_methods import V2_HEADERS
 from nexus_grpc.ipc.record import Method, is_http
 from nexus_grpc.ipc.wire import LENGTH_DELIMITED, WireError, fields
 from nexus_grpc.pb.inference import grpc_service_pb2 as infer_pb
@@ -21,6 +23,8 @@ from nexus_grpc.rest.twin import BODY_FIELD
 from nexus_grpc.traffic.assignment import BUCKETS, bucket_of, decode
 
 STRATA = 100
+# A compressed body without a length is looked into so far: the front has no time for more.
+PACKED_JSON_BYTES_MAX = 1 << 20
 _PARAMETERS = infer_pb.ModelInferRequest.PARAMETERS_FIELD_NUMBER
 _STICKY_KEY = predict_pb.PredictRequest.STICKY_KEY_FIELD_NUMBER
 _STICKY_IN_JSON = re.compile(rb'"sticky_key"\s*:\s*"([^"\\]{0,512})"').search
@@ -104,15 +108,24 @@ def _json_key(method: int, message: bytes, name: bytes) -> bytes:
         found = _STICKY_IN_JSON(body)
         return found[1] if found else b""
     try:
-        given = msgspec.json.decode(body, type=_V2Parameters)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        given = msgspec.json.decode(_v2_json(message, body), type=_V2Parameters)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, zlib.error):
         return b""
-    value = given.parameters.get(name.decode())
+    value = (given.parameters or {}).get(name.decode())
     return str(value).encode() if isinstance(value, str | int | float | bool) else b""
 
 
+def _v2_json(message: bytes, body: bytes) -> bytes:
+    """What of a body is JSON (hot_methods.py, V2_HEADERS). Raises ValueError or zlib.error."""
+    length = int(_last(message, V2_HEADERS["inference-header-content-length"]) or 0)
+    if _last(message, V2_HEADERS["content-encoding"]) not in (b"", b"identity"):
+        # zlib tells gzip and deflate apart by itself.
+        body = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, length or PACKED_JSON_BYTES_MAX)
+    return body[:length] if length else body
+
+
 # Not by a class statement, of which mypyc makes something that msgspec does not know.
-_V2Parameters: Any = msgspec.defstruct("_V2Parameters", [("parameters", dict[str, Any], {})])
+_V2Parameters: Any = msgspec.defstruct("_V2Parameters", [("parameters", dict[str, Any] | None, None)])
 
 
 def _last(message: bytes, field: int) -> bytes:

@@ -3,7 +3,7 @@
 Source: https://protobuf.dev/programming-guides/encoding/
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 
@@ -84,3 +84,29 @@ _JSON_HEAD = length_prefix(HTTP_BODY_TYPE, len(_JSON_TYPE)) + _JSON_TYPE + _DATA
 def json_body(text: bytes) -> bytes:
     """A serialised google.api.HttpBody with JSON in it."""
     return b"%b%b%b" % (_JSON_HEAD, varint(len(text)), text)
+
+
+# Of an answer that carries HTTP headers of its own: a field that HttpBody has not, which stands first.
+ANSWER_HEADERS_FIELD = 13
+ANSWER_HEADERS_TAG = ANSWER_HEADERS_FIELD << 3 | LENGTH_DELIMITED
+
+
+def http_body(kind: bytes, parts: Sequence[bytes], headers: Mapping[str, str]) -> bytes:
+    """A serialised google.api.HttpBody of any type.
+
+    Args:
+        kind: the content type.
+        parts: the content.
+        headers: what else its HTTP answer has; `answer_headers` reads them.
+    """
+    told = "\n".join(f"{name}:{value}" for name, value in headers.items()).encode()
+    size = sum([len(part) for part in parts])
+    head = [length_prefix(ANSWER_HEADERS_FIELD, len(told)), told] if told else []
+    return b"".join([*head, length_prefix(HTTP_BODY_TYPE, len(kind)), kind, _DATA_TAG, varint(size), *parts])
+
+
+def answer_headers(body: bytes) -> tuple[tuple[str, str], ...]:
+    """The headers of a `http_body` that begins with ANSWER_HEADERS_TAG."""
+    length, start = read_varint(body, 1)
+    lines = body[start : start + length].decode().split("\n")
+    return tuple([(name, value) for name, _, value in [line.partition(":") for line in lines]])

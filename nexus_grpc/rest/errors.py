@@ -1,4 +1,4 @@
-"""An error as REST clients see it: an HTTP status and one JSON shape, whatever went wrong."""
+"""An error as REST clients see it: an HTTP status and one JSON shape, whatever went wrong; under /v2 another one."""
 
 import json
 import math
@@ -61,12 +61,19 @@ def retry_after_s(status: bytes) -> float:
     return 0.0
 
 
-def error_body(code: int, message: str, request_id: str, status: bytes = b"") -> bytes:
-    """`{"error": {"code", "message", "details"}, "request_id"}` as UTF-8.
+def error_body(code: int, message: str, request_id: str, status: bytes = b"", *, v2: bool = False) -> bytes:
+    """`{"error": {"code", "message", "details"}, "request_id"}` as UTF-8; for /v2 `{"error": "message"}`.
 
     Args:
         status: a serialised google.rpc.Status (ipc/rich_errors.py), whose details are shown; may be empty.
+        v2: for a client of the Open Inference Protocol, which has that shape.
     """
+    if v2:
+        return _json({"error": message})
     details = json_format.MessageToDict(status_pb2.Status.FromString(status)).get("details", []) if status else []
     error = {"code": Code(code).name, "message": message, "details": details}
-    return json.dumps({"error": error, "request_id": request_id}, ensure_ascii=False).encode("utf-8", "replace")
+    return _json({"error": error, "request_id": request_id})
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")

@@ -20,6 +20,8 @@ FILES = (
 )
 # What a POST to these asks for changes nothing.
 PREDICTING = frozenset({"Inference", "Rest"})
+# Under it the Open Inference Protocol's own shapes hold: any content type, and errors of a text alone.
+V2_PREFIX = "/v2"
 VERBS = ("get", "put", "post", "delete", "patch")
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
 
@@ -63,6 +65,11 @@ class HttpMethod:
     client_streaming: bool = False
     # It changes the server: models, records, traffic.
     is_change: bool = False
+
+    @property
+    def is_v2(self) -> bool:
+        """Whether it is the Open Inference Protocol's, or an extension of that."""
+        return self.bindings[0].template.startswith(V2_PREFIX)
 
 
 def http_methods(files: Iterable[Any] = FILES) -> tuple[HttpMethod, ...]:

@@ -1,6 +1,8 @@
-"""Envoy's own words: its answers in the one error shape, and its access log as JSON."""
+"""Envoy's own words: its answers in the one error shape (under /v2 in the protocol's), and its access log as JSON."""
 
 from typing import Any
+
+from nexus_grpc.rest.http_rules import V2_PREFIX
 
 # HTTP status of what Envoy answers by itself → the gRPC code that the error body names.
 CODES = {
@@ -53,9 +55,20 @@ def local_reply_config() -> dict[str, Any]:
     """Mappers by status. Answers to gRPC calls stay what they are: their error is in the trailers."""
     # The text of an early refusal says little or nothing; the details are a word such as path_normalization_failed.
     early = [_mapper(status, code, _IS_EARLY, "refused: %RESPONSE_CODE_DETAILS%") for status, code in CODES.items()]
+    v2_limited = _v2_mapper(429, _LIMITED)
+    v2 = [_v2_mapper(status, "%LOCAL_REPLY_BODY%") for status in CODES if status != 429]
     limited = _mapper(429, CODES[429], _IS_REST, _LIMITED, _COME_AGAIN)
     later = [_mapper(status, code, _IS_REST, "%LOCAL_REPLY_BODY%") for status, code in CODES.items() if status != 429]
-    return {"mappers": [*early, limited, *later]}
+    return {"mappers": [*early, v2_limited, *v2, limited, *later]}
+
+
+def _v2_mapper(status: int, message: str) -> dict[str, Any]:
+    header = {"key": "x-request-id", "value": REQUEST_ID}
+    return {
+        "filter": {"and_filter": {"filters": [_status_is("EQ", status), _IS_V2]}},
+        "headers_to_add": [{"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}],
+        "body_format_override": {"json_format": {"error": message}, "content_type": "application/json"},
+    }
 
 
 def _mapper(
@@ -89,6 +102,16 @@ def _status_is(operation: str, status: int) -> dict[str, Any]:
     return {"status_code_filter": {"comparison": {"op": operation, "value": value}}}
 
 
+# The transcoder puts another path in its place, and keeps the client's.
+_V2_PATH = {"safe_regex": {"regex": f"{V2_PREFIX}([/?].*)?"}}
+_IS_V2 = {
+    "or_filter": {
+        "filters": [
+            {"header_filter": {"header": {"name": name, "string_match": _V2_PATH}}}
+            for name in (":path", "x-envoy-original-path")
+        ]
+    }
+}
 # The second is for REST that the transcoder has made a gRPC call of.
 _IS_REST = {
     "or_filter": {

@@ -14,6 +14,13 @@ JSON_TYPE = "(?i)application/json[ \\t]*(;.*)?"
 FORM_TYPE = "(?i)multipart/form-data[ \\t]*(;.*)?"
 # None at all, or what curl -d says of any body. The front reads it as JSON, and only an object will do.
 UNTYPED = "(?i)(application/x-www-form-urlencoded[ \\t]*(;.*)?)?"
+# A body of any other type a page may have its visitor's browser send anywhere, without asking first.
+_NOT_ASKED_FIRST = {
+    "name": "content-type",
+    "string_match": {"safe_regex": {"regex": JSON_TYPE}},
+    "invert_match": True,
+    "treat_missing_header_as_empty": True,
+}
 _NOT_JSON = "the body must be JSON; send it with Content-Type: application/json (which pages of a browser must)"
 _NOT_A_FORM = "the body must be a form (Content-Type: multipart/form-data) with the model as `file`, and `id`"
 # gRPC and gRPC-web clients may use the same port. The twin (nexus.http.v1) is not among them.
@@ -37,6 +44,7 @@ _FROM_ELSEWHERE = {"name": "sec-fetch-site", "string_match": {"safe_regex": {"re
 _FROM_UNKNOWN = {"name": "sec-fetch-site", "present_match": True, "invert_match": True}
 _FROM_A_PAGE = {"name": "origin", "present_match": True}
 _FOREIGN = "pages of other origins may not change this server; cors_origins names those that may"
+_FOREIGN_V2 = "pages of other origins send JSON here, as application/json, and cors_origins names those that may"
 # A page cannot have its visitor's browser send these elsewhere without a preflight, which only cors_origins pass: who
 # sends them is no stranger's page. Of authorization `Bearer` alone: browsers write `Basic` of a URL by themselves.
 _WITHOUT_CREDENTIAL = (
@@ -84,6 +92,13 @@ _PLAIN_HTTP = {
     },
     "request_headers_to_remove": ["accept", "accept-encoding", "accept-language", "user-agent", "x-forwarded-proto"],
 }
+# The front says how an answer may be encoded.
+_V2_HTTP = {
+    **_PLAIN_HTTP,
+    "request_headers_to_remove": ["accept", "accept-language", "user-agent", "x-forwarded-proto"],
+}
+# Envoy's script (bootstrap.yaml) makes errors of the protocol's shape where a route has this name.
+V2_ROUTE = "v2"
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     "x-content-type-options": "nosniff",
@@ -107,6 +122,12 @@ class _Answer:
     body_type: str = ""
     body_optional: bool = False
     query: tuple[str, ...] | None = None
+    is_v2: bool = False
+
+    @property
+    def takes_any_body(self) -> bool:
+        """A body need not be JSON, and need not say what it is: the protocol's clients don't."""
+        return self.is_v2 and self.binding.verb == "POST"
 
 
 def virtual_host(
@@ -165,11 +186,16 @@ def _routes(
     heads = [_head_of(answer) for answer in answers if answer.binding.verb == "GET"]
     # Behind the others, so that predictions need not be held against them first.
     changes = [answer for method in methods if method.is_change for answer in _transcoded(method, change_timeout_s)]
-    yield from _served(answers)
+    guarded = "*" not in cors_origins or certificates
+    yield from _served([answer for answer in answers if not answer.takes_any_body])
+    any_body = [answer for answer in answers if answer.takes_any_body]
+    if guarded:
+        yield from _foreign_pages(any_body, cors_origins, _FOREIGN_V2, [_NOT_ASKED_FIRST])
+    yield from _served(any_body)
     for prefix in GRPC_PREFIXES:
         yield {"match": {"prefix": prefix, "headers": [_IS_GRPC]}, **_to_fronts(0, NOT_SENT), **_UNTOUCHED}
-    if "*" not in cors_origins or certificates:
-        yield from _foreign_pages(changes, cors_origins)
+    if guarded:
+        yield from _foreign_pages(changes, cors_origins, _FOREIGN, [])
     yield from _served(changes)
     yield from _served(heads)
     yield from _served_untyped([*answers, *changes])
@@ -178,8 +204,9 @@ def _routes(
 
 
 def _transcoded(method: HttpMethod, timeout_s: float) -> Iterable[_Answer]:
-    body_type = "" if not method.has_body else FORM_TYPE if method.client_streaming else JSON_TYPE
     action = {**_to_fronts(timeout_s, NOT_SENT if method.is_change else NOT_BEGUN), **_PLAIN_HTTP}
+    if method.is_v2:
+        action |= {**_V2_HTTP, "name": V2_ROUTE}
     if method.client_streaming:
         action["route"]["retry_policy"]["retry_back_off"] = {"base_interval": PIECES_BACK_OFF}
         action["request_body_buffer_limit"] = PIECES_KEPT_BYTES
@@ -187,9 +214,10 @@ def _transcoded(method: HttpMethod, timeout_s: float) -> Iterable[_Answer]:
         yield _Answer(
             binding,
             action,
-            body_type,
+            _body_type(method),
             body_optional=method.is_change and not method.client_streaming,
             query=method.query if binding.parameters or method.has_body else None,
+            is_v2=method.is_v2,
         )
 
 
@@ -200,6 +228,12 @@ def _head_of(answer: _Answer) -> _Answer:
         return dataclasses.replace(answer, binding=binding)
     action = {**answer.action, "response_headers_to_add": [_header(HEAD_HEADER, "1")]}
     return dataclasses.replace(answer, binding=binding, action=action)
+
+
+def _body_type(method: HttpMethod) -> str:
+    if not method.has_body or method.is_v2:
+        return ""
+    return FORM_TYPE if method.client_streaming else JSON_TYPE
 
 
 def _served(answers: list[_Answer]) -> Iterable[dict[str, Any]]:
@@ -224,7 +258,9 @@ def _served_untyped(answers: list[_Answer]) -> Iterable[dict[str, Any]]:
             yield {"match": {**_path_match(answer.binding), "headers": headers}, **answer.action}
 
 
-def _foreign_pages(changes: list[_Answer], cors_origins: tuple[str, ...]) -> Iterable[dict[str, Any]]:
+def _foreign_pages(
+    answers: list[_Answer], cors_origins: tuple[str, ...], text: str, further: list[dict[str, Any]]
+) -> Iterable[dict[str, Any]]:
     """Refusals of what a page from elsewhere has its visitor's browser send: forms need no permission to be sent.
 
     Not of requests with a credential in a header: no page can forge those (Source: "Employing Custom Request Headers").
@@ -240,10 +276,10 @@ def _foreign_pages(changes: list[_Answer], cors_origins: tuple[str, ...]) -> Ite
         for origin in cors_origins
         if origin != "*"
     ]
-    for answer in changes:
+    for answer in answers:
         for signs in ([_FROM_ELSEWHERE], [_FROM_A_PAGE, _FROM_UNKNOWN]):
-            headers = [_verb_is(answer.binding.verb), *signs, *strangers, *_WITHOUT_CREDENTIAL]
-            yield {"match": {**_path_match(answer.binding), "headers": headers}, **_refusal(403, _FOREIGN)}
+            headers = [_verb_is(answer.binding.verb), *signs, *strangers, *further, *_WITHOUT_CREDENTIAL]
+            yield {"match": {**_path_match(answer.binding), "headers": headers}, **_refusal(403, text)}
 
 
 def _refusals(answers: list[_Answer]) -> Iterable[dict[str, Any]]:

@@ -37,6 +37,11 @@ def path_of(name: str) -> str:
     return f"/{SERVICE}/{name}"
 
 
+def v2_paths() -> frozenset[str]:
+    """The gRPC paths of the twins that are the Open Inference Protocol's."""
+    return frozenset(path_of(method.name) for method in http_methods() if method.is_v2)
+
+
 def descriptor_set(methods: Iterable[HttpMethod] | None = None) -> descriptor_pb2.FileDescriptorSet:
     """The twin and all it imports, for Envoy's `proto_descriptor_bin`."""
     file = descriptor_pb2.FileDescriptorProto(name=_FILE, package=PACKAGE, syntax="proto3")

@@ -231,6 +231,11 @@ REST_ELSEWHERE: list[tuple[str, str, Any]] = [
     ("GET", "/v1/models/counts_i64/history", None),
     ("GET", "/v2/models/counts_i64", None),
     ("GET", "/v2/models/counts_i64/ready", None),
+    ("GET", "/v2/models/counts_i64/config", None),
+    ("GET", "/v2/models/counts_i64/stats", None),
+    ("GET", "/v2/models/counts_i64/trace/setting", None),
+    ("POST", "/v2/repository/models/counts_i64/load", {}),
+    ("POST", "/v2/repository/models/counts_i64/unload", {}),
     ("GET", "/admin/ab/status?model=counts_i64", None),
     ("POST", "/v1/models/counts_i64/unload", {}),
     ("DELETE", "/v1/models/counts_i64", None),
@@ -245,7 +250,10 @@ REST_ELSEWHERE: list[tuple[str, str, Any]] = [
 def test_a_key_for_one_model_elsewhere_by_rest(site: Site, verb: str, path: str, body: Any) -> None:
     answer = call(site.rest, verb, path, body, Authorization=f"Bearer {site.keys['iris']}")
     assert answer.status == 403, answer
-    assert answer.json["error"]["details"][0]["reason"] == "MODEL_DENIED"
+    if answer.is_v2:
+        assert "may not use the model 'counts_i64'" in answer.message
+    else:
+        assert answer.json["error"]["details"][0]["reason"] == "MODEL_DENIED"
 
 
 def test_an_upload_elsewhere_by_rest(site: Site) -> None:
@@ -282,6 +290,11 @@ def test_lists_have_what_a_key_may_use(site: Site) -> None:
     for path in ("/models", "/v1/models"):
         shown = get(site.rest, path, X_Api_Key=site.keys["iris"]).json["models"]
         assert [each["id"] for each in shown] == ["iris"], path
+    assert [each["name"] for each in post(site.rest, "/v2/repository/index", {}, X_Api_Key=site.keys["iris"]).json] == [
+        "iris"
+    ]
+    counted = get(site.rest, "/v2/models/stats", X_Api_Key=site.keys["iris"]).json["model_stats"]
+    assert [each["name"] for each in counted] == ["iris"]
 
 
 def test_the_audit_log_names_the_key(site: Site) -> None:

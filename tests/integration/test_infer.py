@@ -230,7 +230,7 @@ def test_equal_lengths_do_not_mix_up_ids_versions_or_values(client: Client) -> N
         fields = {"model_version": str(version), "id": f"{number % 7:06d}"}
         request = raw_request("scale", {"x": values}, **fields)
         if number % 3 == 0:
-            request.parameters["priority"].int64_param = 1
+            request.parameters["prioritx"].int64_param = 1
         else:
             request.parameters["timeoux1"].int64_param = 1
         response = client.infer(request)

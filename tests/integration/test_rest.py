@@ -195,7 +195,7 @@ def test_unknown_models_are_404(port: int, path: str) -> None:
     answer = get(port, path)
     assert_error(answer, 404)
     assert answer.message == "Request for unknown model: 'nobody' is not found"
-    assert answer.json["error"]["details"][0]["reason"] == "UNKNOWN_MODEL"
+    assert answer.is_v2 or answer.json["error"]["details"][0]["reason"] == "UNKNOWN_MODEL"
 
 
 def test_metrics(port: int) -> None:

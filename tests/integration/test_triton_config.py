@@ -40,7 +40,7 @@ def test_it_is_served_and_what_has_no_effect_is_noted_once(tmp_path: pathlib.Pat
     ):
         given = triton.InferInput("x", [2, 2, 1], "FP32")
         given.set_data_from_numpy(np.array([[[1], [2]], [[3], [4]]], np.float32))
-        answer = client.infer("BertBase", [given]).as_numpy("y")
+        answer = client.infer("BertBase", [given], priority=2).as_numpy("y")
         assert answer.tolist() == [[[3, 6]], [[9, 12]]]
         metadata = client.get_model_metadata("BertBase")
         assert [list(each.shape) for each in (*metadata.inputs, *metadata.outputs)] == [[-1, 2, 1], [-1, 1, 2]]
@@ -54,7 +54,6 @@ def test_it_is_served_and_what_has_no_effect_is_noted_once(tmp_path: pathlib.Pat
     notes = json.loads(line)["notes"].split("; ")
     assert [note.partition(":")[0] for note in notes] == [
         "dynamic_batching.preserve_ordering",
-        "dynamic_batching.priority_levels",
         "instance_group",
         "optimization.*_pinned_memory",
         "metric_tags",

@@ -59,10 +59,13 @@ def test_text(client: triton.InferenceServerClient) -> None:
 
 
 def test_parameters(client: triton.InferenceServerClient) -> None:
-    fine = {"sequence_id": 3, "sequence_start": True, "priority": 1, "parameters": {"mine": "x"}}
+    fine = {"sequence_id": 0, "priority": 0, "timeout": 20_000_000, "parameters": {"mine": "x"}}
     assert_iris(client.infer("iris", inputs(), client_timeout=TIMEOUT_S, **fine))
     timing = client.infer("iris", inputs(), parameters={"nexus_timing": True}, client_timeout=TIMEOUT_S).get_response()
     assert timing.parameters["nexus_batch_size"].int64_param >= 2
+    for sent in ({"sequence_id": 3, "sequence_start": True}, {"sequence_id": "a"}, {"priority": 1}):
+        with pytest.raises(InferenceServerException, match=next(iter(sent))):
+            client.infer("iris", inputs(), client_timeout=TIMEOUT_S, **sent)
 
 
 def test_async_infer(client: triton.InferenceServerClient) -> None:
@@ -97,7 +100,12 @@ def test_stream(client: triton.InferenceServerClient) -> None:
             else:
                 assert error is None
                 assert result.get_response().id == str(number)
+                assert result.get_response().parameters["triton_final_response"].bool_param
                 assert_iris(result)
+        client.async_stream_infer("iris", inputs())
+        result, error = answers.get(timeout=TIMEOUT_S)
+        assert error is None
+        assert "triton_final_response" not in result.get_response().parameters
     finally:
         client.stop_stream()
 
@@ -193,7 +201,22 @@ def test_what_is_not_offered(client: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException, match="shared memory"):
         client.register_system_shared_memory("r", "/r", 16, client_timeout=TIMEOUT_S)
     with pytest.raises(InferenceServerException, match="shared memory"):
-        client.get_system_shared_memory_status(client_timeout=TIMEOUT_S)
-    assert client.get_trace_settings("", client_timeout=TIMEOUT_S) is not None
-    with pytest.raises(InferenceServerException, match="settings"):
+        client.register_cuda_shared_memory("r", b"eHg=", 0, 16, client_timeout=TIMEOUT_S)
+    assert not client.get_system_shared_memory_status(client_timeout=TIMEOUT_S).regions
+    assert not client.get_cuda_shared_memory_status(client_timeout=TIMEOUT_S).regions
+    with pytest.raises(InferenceServerException, match="shared memory region: 'r'"):
+        client.get_system_shared_memory_status("r", client_timeout=TIMEOUT_S)
+
+
+def test_settings_are_told_and_not_changed(client: triton.InferenceServerClient) -> None:
+    traced = client.get_trace_settings("iris", client_timeout=TIMEOUT_S)
+    assert list(traced.settings["trace_level"].value) == ["OFF"]
+    same = {"trace_level": "OFF", "trace_rate": None}
+    assert client.update_trace_settings(settings=same, client_timeout=TIMEOUT_S) == traced
+    with pytest.raises(InferenceServerException, match="trace setting 'trace_level' cannot be TIMESTAMPS"):
+        client.update_trace_settings(settings={"trace_level": "TIMESTAMPS"}, client_timeout=TIMEOUT_S)
+    logged = client.get_log_settings(client_timeout=TIMEOUT_S)
+    assert logged.settings["log_error"].bool_param
+    assert client.update_log_settings({"log_error": True}, client_timeout=TIMEOUT_S) == logged
+    with pytest.raises(InferenceServerException, match="log setting 'log_verbose_level' cannot be 1"):
         client.update_log_settings({"log_verbose_level": 1}, client_timeout=TIMEOUT_S)

@@ -30,6 +30,23 @@ def check_batch(model: Model, batch: list[Request]) -> None:
         assert not any(request.isolated for request in batch)
 
 
+@given(st.lists(st.integers(1, 3), max_size=40), st.integers(1, 8))
+def test_lower_levels_go_first_and_in_order(levels: list[int], size: int) -> None:
+    batcher = Batcher()
+    model = model_of(max_batch_size=size)
+    batcher.add_model(model)
+    queue = batcher.queue_of(model.slot)
+    assert queue is not None
+    for sequence, level in enumerate(levels):
+        request = waiting_request(sequence)
+        request.priority = level
+        batcher.enqueue(queue, request)
+    taken: list[int] = []
+    while found := batcher.next_batch(0):
+        taken += [request.sequence for request in found[1]]
+    assert taken == sorted(range(len(levels)), key=lambda sequence: (levels[sequence], sequence))
+
+
 @given(st.lists(st.tuples(st.sampled_from([0, 1, 4, 8]), POLICIES), min_size=2, max_size=2), STEPS)
 @settings(deadline=None, max_examples=examples(300))
 def test_batches(sizes: list[tuple[int, QueuePolicy]], steps: list[tuple[int, int, object, bool] | int]) -> None:

@@ -231,6 +231,8 @@ POLICY: dict[str, Any] = {
     "max_queue_delay_ns": 0,
     "preferred_batch_sizes": (),
     "max_queue_size": 0,
+    "priority_levels": 0,
+    "default_priority": 0,
     "default_timeout_ns": 0,
     "allow_timeout_override": False,
     "session": {},

@@ -23,7 +23,6 @@ def parameter(name: str, value: str) -> str:
     ("text", "note"),
     [
         ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering: a stream's answers come"),
-        ("dynamic_batching { priority_levels: 2 default_priority_level: 1 }", "dynamic_batching.priority_levels: "),
         ("optimization { input_pinned_memory { enable: true } }", "optimization.*_pinned_memory: there is no GPU"),
         ("optimization { output_pinned_memory { enable: false } }", "optimization.*_pinned_memory: there is no GPU"),
         ("optimization { gather_kernel_buffer_threshold: 8 }", "optimization.gather_kernel_buffer_threshold: "),

@@ -90,7 +90,9 @@ def test_operations_are_completed(finished: dict[str, Any]) -> None:
 
 def test_schemas_are_tidied(finished: dict[str, Any]) -> None:
     schemas = finished["components"]["schemas"]
-    assert {"V2InferRequest", "Answer", "Timing", "Error"} == set(schemas), "short names, and only what REST uses"
+    assert {"V2InferRequest", "Answer", "Timing", "Error", "V2Error"} == set(schemas), (
+        "short names, and only what REST uses"
+    )
     assert list(schemas["V2InferRequest"]["properties"]) == ["inputs"], "the path has the other one"
     assert schemas["V2InferRequest"]["required"] == ["inputs"]
     assert schemas["Answer"]["required"] == ["sum"], "answers have every field but messages"

@@ -1,6 +1,8 @@
 """Which variant a request goes to."""
 
+import gzip
 import json
+import zlib
 from typing import Any
 
 import pytest
@@ -94,6 +96,19 @@ def test_json_bodies() -> None:
         assert split.choose(json_flight(Method.HTTP_PREDICT, {"features": [1], "sticky_key": key})) == expected(key)
         v2 = {"inputs": [], "parameters": {"customer": key, "other": 1}}
         assert split.choose(json_flight(Method.HTTP_V2_INFER, v2)) == expected(key)
+
+
+@pytest.mark.parametrize("pack", [None, gzip.compress, zlib.compress])
+def test_v2_bodies_with_binary_values_or_compressed(pack: Any) -> None:
+    split = Split("AB", HALF, "salt", ("parameter", "customer"))
+    for key in KEYS:
+        text = json.dumps({"inputs": [], "parameters": {"customer": key}}).encode()
+        body = text + b"\0\xff" * 8
+        sent = [(3, str(len(text)).encode()), (15, pack(body) if pack else body)]
+        if pack:
+            sent.insert(1, (4, b"gzip"))
+        message = b"".join(length_prefix(field, len(value)) + value for field, value in sent)
+        assert split.choose(flight(message, Method.HTTP_V2_INFER)) == expected(key)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,37 @@ EXPECTED = {
         "GET /v2/models/{model_name}/ready",
         "GET /v2/models/{model_name}/versions/{model_version}/ready",
     ],
+    "RestV2ModelConfig": [
+        "GET /v2/models/{model_name}/config",
+        "GET /v2/models/{model_name}/versions/{model_version}/config",
+    ],
+    "RestV2Statistics": [
+        "GET /v2/models/stats",
+        "GET /v2/models/{model_name}/stats",
+        "GET /v2/models/{model_name}/versions/{model_version}/stats",
+    ],
+    "RestV2RepositoryIndex": ["POST /v2/repository/index"],
+    "RestV2Logging": ["GET /v2/logging"],
+    "RestV2Tracing": ["GET /v2/trace/setting", "GET /v2/models/{model_name}/trace/setting"],
+    "RestV2SystemSharedMemory": [
+        "GET /v2/systemsharedmemory/status",
+        "GET /v2/systemsharedmemory/region/{region}/status",
+    ],
+    "RestV2CudaSharedMemory": ["GET /v2/cudasharedmemory/status", "GET /v2/cudasharedmemory/region/{region}/status"],
+    "V2AdminLoad": ["POST /v2/repository/models/{model_name}/load"],
+    "V2AdminUnload": ["POST /v2/repository/models/{model_name}/unload"],
+    "V2AdminUpdateLogSettings": ["POST /v2/logging"],
+    "V2AdminUpdateTraceSettings": ["POST /v2/trace/setting", "POST /v2/models/{model_name}/trace/setting"],
+    "V2AdminSystemSharedMemoryRegister": ["POST /v2/systemsharedmemory/region/{region}/register"],
+    "V2AdminSystemSharedMemoryUnregister": [
+        "POST /v2/systemsharedmemory/unregister",
+        "POST /v2/systemsharedmemory/region/{region}/unregister",
+    ],
+    "V2AdminCudaSharedMemoryRegister": ["POST /v2/cudasharedmemory/region/{region}/register"],
+    "V2AdminCudaSharedMemoryUnregister": [
+        "POST /v2/cudasharedmemory/unregister",
+        "POST /v2/cudasharedmemory/region/{region}/unregister",
+    ],
     "RestV2Infer": [
         "POST /v2/models/{model_name}/infer",
         "POST /v2/models/{model_name}/versions/{model_version}/infer",
@@ -69,6 +100,12 @@ def test_bodies_go_with_post_and_put() -> None:
     for name, method in METHODS.items():
         verbs = {binding.verb for binding in method.bindings}
         assert verbs <= ({"POST", "PUT"} if method.has_body else {"GET", "DELETE"}), name
+
+
+def test_what_is_the_open_inference_protocols() -> None:
+    assert {name for name, method in METHODS.items() if method.is_v2} == {
+        name for name in EXPECTED if name.startswith(("RestV2", "V2Admin"))
+    }
 
 
 def test_what_is_in_no_path_is_in_the_query() -> None:

@@ -25,6 +25,8 @@ PREDICTIONS = {
     "/api/v1/batch_predict",
     "/v2/models/{model_name}/infer",
     "/v2/models/{model_name}/versions/{model_version}/infer",
+    # Triton's clients ask so.
+    "/v2/repository/index",
 }
 NOT_GET = [binding for method in http_methods() for binding in method.bindings if binding.verb != "GET"]
 CHANGES = [binding for binding in NOT_GET if binding.template not in PREDICTIONS]
@@ -82,6 +84,7 @@ JSON_BODIES = [
     if method.has_body and not method.client_streaming
     for binding in method.bindings
 ]
+V2_BODIES = [binding for binding in JSON_BODIES if binding.template.startswith("/v2/")]
 
 
 @pytest.mark.parametrize("binding", JSON_BODIES, ids=name_of)
@@ -93,13 +96,23 @@ def test_programs_need_not_call_json_json(rest_port: int, binding: Binding) -> N
         assert dict(answer.json["fields"])[15].endswith("{}")
 
 
-@pytest.mark.parametrize("binding", JSON_BODIES, ids=name_of)
+@pytest.mark.parametrize("binding", [each for each in JSON_BODIES if each not in V2_BODIES], ids=name_of)
 def test_pages_must(rest_port: int, binding: Binding) -> None:
     """Any page may have its visitor's browser send these without a preflight: even our own pages need a type."""
     for kind in ("", "application/x-www-form-urlencoded", "text/plain", FORM):
         for headers in (*FOREIGN, *FINE[1:]):
             answer = send(rest_port, binding, Content_Type=kind, **headers)
             assert_error(answer, 403 if binding in CHANGES and headers in FOREIGN else 415)
+
+
+@pytest.mark.parametrize("binding", V2_BODIES, ids=name_of)
+def test_under_v2_pages_of_other_origins_must(rest_port: int, binding: Binding) -> None:
+    """Triton's clients name no type, so neither need pages that may call anyway."""
+    for kind in ("", "application/x-www-form-urlencoded", "text/plain", FORM):
+        for headers in FOREIGN:
+            assert_error(send(rest_port, binding, Content_Type=kind, **headers), 403)
+        for headers in FINE:
+            assert send(rest_port, binding, Content_Type=kind, **headers).status == 200
 
 
 def test_pages_that_all_may_call_must_too(tmp_path: pathlib.Path) -> None:
@@ -120,7 +133,7 @@ def test_pages_from_elsewhere_change_nothing(rest_port: int, binding: Binding) -
     for headers in FOREIGN:
         answer = send(rest_port, binding, **headers)
         assert_error(answer, 403)
-        assert answer.json["error"]["code"] == "PERMISSION_DENIED"
+        assert answer.is_v2 or answer.json["error"]["code"] == "PERMISSION_DENIED"
         assert "cors_origins" in answer.message
 
 
@@ -155,6 +168,19 @@ def test_what_a_form_can_send_changes_nothing(rest_port: int) -> None:
         for headers in FOREIGN:
             body = b"" if not kind else b"--b--"
             assert_error(post(rest_port, "/admin/reload", body, Content_Type=kind, **headers), 403)
+
+
+@pytest.mark.parametrize("template", sorted(each for each in PREDICTIONS if each.startswith("/v2")))
+def test_pages_from_elsewhere_have_to_ask_first(rest_port: int, template: str) -> None:
+    """The protocol's clients need no content type; what a page can send without a preflight is refused all the same."""
+    path = template.replace("{model_name}", "m").replace("{model_version}", "1")
+    for kind in ("text/plain", "application/x-www-form-urlencoded", FORM, "application/octet-stream", ""):
+        for headers in FINE:
+            assert post(rest_port, path, b"{}", Content_Type=kind, **headers).status == 200
+        for headers in FOREIGN:
+            answer = post(rest_port, path, b"{}", Content_Type=kind, **headers)
+            assert_error(answer, 403)
+            assert "cors_origins" in answer.message
 
 
 @pytest.mark.parametrize("template", sorted(PREDICTIONS))

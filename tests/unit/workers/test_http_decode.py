@@ -27,10 +27,10 @@ from nexus_grpc.worker.http_decode import (
     decode_api_predict,
     decode_http_predict,
     decode_v1_infer,
-    decode_v2_infer,
 )
 from nexus_grpc.worker.http_forms import SentinelForm
 from nexus_grpc.worker.predict_codec import decode_predict
+from nexus_grpc.worker.v2_decode import decode_v2_infer
 from tests.unit.support import model_of, spec
 
 DECODERS = [
@@ -65,7 +65,7 @@ def test_the_json_is_found(version: bytes) -> None:
         (ApiPredictBody, rest_pb2.ApiPredictRequest.DESCRIPTOR, set()),
         (ApiBatchPredictBody, rest_pb2.ApiBatchPredictRequest.DESCRIPTOR, set()),
         (InferBody, rest_pb2.InferRequest.DESCRIPTOR, set()),
-        (V2Body, rest_pb2.V2InferRequest.DESCRIPTOR, {"model_name", "model_version"}),
+        (V2Body, rest_pb2.V2InferRequest.DESCRIPTOR, set()),
         (V2Input, rest_pb2.V2RequestInput.DESCRIPTOR, set()),
         (V2Output, rest_pb2.V2RequestOutput.DESCRIPTOR, set()),
     ],
@@ -199,7 +199,7 @@ def test_open_inference_by_rest() -> None:
         (v2(shape=[-1, 2]), "expected shape"),
         (v2(data=[1, 2, 3]), "expected 4 values"),
         (v2(dat=[1]), r'unknown field "dat" in inputs\[0\]; did you mean "data"\?'),
-        (v2(parameters={"binary_data_size": 8}), "binary travel by gRPC only"),
+        (v2(parameters={"binary_data_size": 8}), "both data and binary_data_size"),
         ({"inputs": []}, "missing: x"),
         ({}, "model .m. expects inputs .x.; missing: x"),
         ({"inputs": [v2()["inputs"][0]] * 2}, "input 'x' appears twice"),  # type: ignore[index]

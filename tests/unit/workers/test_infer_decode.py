@@ -169,6 +169,47 @@ def test_parameters() -> None:
     assert decode(message).timeout_ns == 0
 
 
+def test_a_final_response_where_it_is_asked_for() -> None:
+    message = request()
+    assert not form_of(decode(message)).final
+    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    assert form_of(decode(message)).final
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "text"),
+    [
+        ("sequence_id", "int64_param", 3, "no sequence batching"),
+        ("sequence_id", "string_param", "a", "no sequence batching"),
+        ("sequence_start", "bool_param", True, "no sequence batching"),
+        ("priority", "uint64_param", 1, "no priority levels"),
+        ("triton_other", "bool_param", True, "'triton_other' is not supported"),
+        ("timeout", "string_param", "soon", "'timeout' must be a whole number"),
+    ],
+)
+def test_parameters_that_cannot_be_obeyed_are_named(name: str, field: str, value: Any, text: str) -> None:
+    message = request()
+    setattr(message.parameters[name], field, value)
+    assert text in refusal(message)
+
+
+def test_parameters_that_ask_for_nothing() -> None:
+    message = request()
+    message.parameters["sequence_id"].int64_param = 0
+    message.parameters["sequence_end"].bool_param = False
+    message.parameters["priority"].uint64_param = 0
+    message.parameters["timeout"].SetInParent()
+    assert decode(message).priority == 0
+    message.parameters["sequence_id"].string_param = ""
+    assert decode(message).rows == 1
+
+
+def test_shared_memory_is_refused_by_name() -> None:
+    message = request()
+    message.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    assert "'shared_memory_region': shared memory" in refusal(message)
+
+
 def test_requested_outputs_in_the_order_asked_for() -> None:
     model = model_of(outputs=[spec("y", "FP32", -1, 2), spec("label", "BYTES", -1, 1)])
     message = request()
