@@ -98,7 +98,8 @@ def _raw_tensors(model: Model, request: pb.ModelInferRequest) -> dict[str, _Tens
     tensors: dict[str, _Tensor] = {}
     for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
         spec = _spec_of(model, tensor, tensors)
-        if tensor.HasField("contents"):
+        # MLServer's client always puts one there.
+        if tensor.HasField("contents") and tensor.contents.ListFields():
             raise InvalidInput(
                 f"input '{tensor.name}' has both contents and raw_input_contents; send one of them", field=tensor.name
             )
