@@ -59,9 +59,9 @@ class Service(Protocol):
 class InferenceService:
     """One method per cold RPC, named as in proto/inference/grpc_service.proto."""
 
-    def __init__(self, catalogue: Catalogue, is_serving: Callable[[], bool], supervised: Supervised) -> None:
+    def __init__(self, catalogue: Catalogue, is_ready: Callable[[], bool], supervised: Supervised) -> None:
         self._catalogue = catalogue
-        self._is_serving = is_serving
+        self._is_ready = is_ready
         self._supervised = supervised
 
     def forward(self, method: Any, request: Message, caller: Caller) -> Message:
@@ -76,7 +76,7 @@ class InferenceService:
         return pb.ServerLiveResponse(live=True)
 
     def ServerReady(self, request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:  # noqa: N802
-        return pb.ServerReadyResponse(ready=self._is_serving() and not self._catalogue.down)
+        return pb.ServerReadyResponse(ready=self._is_ready())
 
     def ModelReady(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:  # noqa: N802
         return pb.ModelReadyResponse(ready=self._catalogue.is_ready(request.name, request.version))

@@ -29,7 +29,7 @@ from nexus_grpc.front.model_services import ModelsService, SystemService
 from nexus_grpc.front.patient_pool import COLD_THREADS, PatientPool
 from nexus_grpc.front.protection import ProtectionPolicy
 from nexus_grpc.front.public_api import THREADS, public_server
-from nexus_grpc.front.reflection import Health, add_reflection
+from nexus_grpc.front.reflection import Health, Services, add_reflection
 from nexus_grpc.front.request_ids import RequestIds
 from nexus_grpc.front.routes import Route, RouteTable
 from nexus_grpc.front.supervised import SupervisedCalls
@@ -113,19 +113,20 @@ class Front:
         self._access = FrontAccess(settings, buckets_fd, self._ids, channel, stats, hello.get("envoy_secret", ""))
         self._dispatcher.guard = self._access.guard
         self._stock, self._server = self._build_server()
-        self._health = Health(self._stock, patient=self._server is not self._stock)
-        add_reflection(self._stock)
+        services = Services(self._stock)
+        self._health = Health(services, patient=self._server is not self._stock)
         self._supervised = SupervisedCalls(channel)
-        self._add_cold_methods()
+        self._add_cold_methods(services)
+        add_reflection(services)
 
-    def _add_cold_methods(self) -> None:
+    def _add_cold_methods(self, services: Services) -> None:
         supervised, serving, ids = self._supervised, lambda: self._serving, self._ids
-        inference = InferenceService(self._catalogue, serving, supervised)
         models = ModelsService(self._catalogue, supervised, self._circuit_of)
         traffic, keys = TrafficService(supervised), KeysService(supervised)
         started_at_s = psutil.Process(os.getppid()).create_time()
         auth, workers = self._settings.auth, self._workers
         system = SystemService(self._catalogue, serving, lambda: len(workers), started_at_s, supervised, auth)
+        inference = InferenceService(self._catalogue, system.is_ready, supervised)
         handlers = (
             cold_handlers(inference, grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"], ids, HOT),
             cold_handlers(models, models_pb2.DESCRIPTOR.services_by_name["Models"], ids, STREAMED),
@@ -135,7 +136,7 @@ class Front:
             cold_rest_handlers(RestService(V2Service(inference, system), models, system, traffic, keys), ids),
             *upload_handlers(self._settings, supervised, ids),
         )
-        self._stock.add_generic_rpc_handlers(handlers)
+        services.add_generic_rpc_handlers(handlers)
 
     def run(self) -> None:
         """The egress thread; returns when drained."""

@@ -140,6 +140,13 @@ class SystemService:
             raise ModelUnavailable(f"model '{name}' is down (--strict-readiness): {reason}", reason="MODEL_DOWN")
         return system_pb2.ReadyResponse(ready=True, status="ready")
 
+    def is_ready(self) -> bool:
+        """ServerReady: as Ready, said as the Open Inference Protocol says it."""
+        try:
+            return self.Ready(system_pb2.ReadyRequest()).ready
+        except ModelUnavailable:
+            return False
+
     def Version(self, request: system_pb2.VersionRequest) -> system_pb2.VersionResponse:  # noqa: N802
         response = system_pb2.VersionResponse(server_version=server_version())
         for name in sorted(self._catalogue.names()):

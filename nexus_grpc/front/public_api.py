@@ -27,7 +27,7 @@ from nexus_grpc.front.hot_methods import (
 )
 from nexus_grpc.front.http_calls import as_hot_request
 from nexus_grpc.front.request_ids import RequestIds
-from nexus_grpc.front.streams import WRAP_ANSWER, WRAP_ERROR
+from nexus_grpc.front.streams import WRAP_ANSWER, wrap_error
 from nexus_grpc.ipc.errors import NexusError
 from nexus_grpc.ipc.record import Method, is_http
 from nexus_grpc.ipc.rich_errors import DETAILS_KEY
@@ -169,7 +169,7 @@ class HotHandlers(grpc.GenericRpcHandler):
             for message in messages:
                 flight = self._answered(PublicFlight(method, request_id, deadline_ns, message), context)
                 if flight.code:
-                    yield WRAP_ERROR[method](flight.code, flight.error)
+                    yield wrap_error(flight, flight.code, flight.error)
                 else:
                     yield WRAP_ANSWER[method](flight.payload)
 

@@ -15,7 +15,7 @@ from nexus_grpc.access.identity import Identity
 from nexus_grpc.front.flight import Flight, Metadata
 from nexus_grpc.ipc.errors import Code, NexusError
 from nexus_grpc.ipc.record import Method
-from nexus_grpc.ipc.wire import length_prefix
+from nexus_grpc.ipc.wire import WireError, length_prefix, spans
 from nexus_grpc.pb.inference import grpc_service_pb2 as infer_pb
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as predict_pb
 
@@ -57,7 +57,7 @@ class StreamFlight(Flight):
         self.stream.advance()
 
     def fail(self, code: int, message: str, details: bytes) -> None:
-        self.answer = WRAP_ERROR[self.method](code, message)
+        self.answer = wrap_error(self, code, message)
         self.stream.advance()
 
     def watch(self) -> None:
@@ -156,24 +156,37 @@ def _infer_answer(payload: bytes) -> bytes:
     return length_prefix(infer_pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER, len(payload)) + payload
 
 
-def _infer_error(code: int, message: str) -> bytes:
-    return infer_pb.ModelStreamInferResponse(error_message=message).SerializeToString()
+def wrap_error(flight: Flight, code: int, message: str) -> bytes:
+    """An error as a message of the stream, with the request's own id: answers are told apart by nothing else."""
+    if flight.method == Method.PREDICT_STREAM:
+        request_id = _own_id(flight.message, _PREDICT_ID) or flight.request_id.decode()
+        error = predict_pb.StreamError(code=Code(code).name, message=message, request_id=request_id)
+        return predict_pb.PredictStreamResponse(error=error).SerializeToString()
+    response = infer_pb.ModelStreamInferResponse(error_message=message)
+    request_id = _own_id(flight.message, _INFER_ID)
+    if request_id:
+        response.infer_response.id = request_id
+    return response.SerializeToString()
+
+
+_INFER_ID = infer_pb.ModelInferRequest.ID_FIELD_NUMBER
+_PREDICT_ID = predict_pb.PredictRequest.REQUEST_ID_FIELD_NUMBER
+
+
+def _own_id(message: bytes, field: int) -> str:
+    """What a request calls itself; empty where it has no name, or is no request."""
+    try:
+        found = spans(message, field)
+        return message[found[-1][0] : found[-1][1]].decode() if found else ""
+    except (WireError, UnicodeDecodeError):
+        return ""
 
 
 def _predict_answer(payload: bytes) -> bytes:
     return length_prefix(predict_pb.PredictStreamResponse.RESPONSE_FIELD_NUMBER, len(payload)) + payload
 
 
-def _predict_error(code: int, message: str) -> bytes:
-    error = predict_pb.StreamError(code=Code(code).name, message=message)
-    return predict_pb.PredictStreamResponse(error=error).SerializeToString()
-
-
 WRAP_ANSWER: dict[int, Callable[[bytes], bytes]] = {
     Method.MODEL_STREAM_INFER: _infer_answer,
     Method.PREDICT_STREAM: _predict_answer,
-}
-WRAP_ERROR: dict[int, Callable[[int, str], bytes]] = {
-    Method.MODEL_STREAM_INFER: _infer_error,
-    Method.PREDICT_STREAM: _predict_error,
 }

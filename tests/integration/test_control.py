@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import contextlib
+import importlib
 import json
+import pathlib
 import re
 import subprocess
 import threading
@@ -12,9 +14,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.api import http_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from nexus_grpc.access.rules import RULES
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as nexus_pb
 from tests.harness import ROOT, Server, require_tool
@@ -23,6 +27,13 @@ from tests.integration.graphs import SLOW_SECOND
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 REFLECTIONS = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
+PROTO = ROOT / "proto"
+# Every service of ours has rules, or nobody may call it.
+OURS = {
+    service
+    for service in (path.split("/")[1] for path in RULES)
+    if service.startswith(("inference.", "nexus.v1.")) and service != "nexus.v1.Rest"  # which is there by REST alone
+}
 PREDICT = nexus_pb.PredictRequest(model_id="iris", features=IRIS_ROW)
 
 
@@ -62,10 +73,21 @@ def test_reflection(client: Client, package: str) -> None:
     ]
     services, *files, nothing = list(ask(iter(requests)))
     names = {service.name for service in services.list_services_response.service}
-    assert names >= {"inference.GRPCInferenceService", "nexus.v1.Inference", "grpc.health.v1.Health"}
-    assert names >= {f"{package}.ServerReflection" for package in REFLECTIONS}
+    assert names == {*OURS, "grpc.health.v1.Health", *(f"{package}.ServerReflection" for package in REFLECTIONS)}
     assert all(answer.file_descriptor_response.file_descriptor_proto for answer in files)
     assert nothing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+def test_every_service_is_found_and_has_a_health(client: Client) -> None:
+    path = f"/{REFLECTIONS[0]}.ServerReflection/ServerReflectionInfo"
+    ask = client.stream(path, reflection_pb2.ServerReflectionResponse)
+    check = client.unary("/grpc.health.v1.Health/Check", health_pb2.HealthCheckResponse)
+    listed = next(ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))).list_services_response.service
+    for service in listed:
+        [answer] = ask(iter([reflection_pb2.ServerReflectionRequest(file_containing_symbol=service.name)]))
+        assert answer.file_descriptor_response.file_descriptor_proto, service.name
+        status = check(health_pb2.HealthCheckRequest(service=service.name)).status
+        assert status == health_pb2.HealthCheckResponse.SERVING, service.name
 
 
 def grpcurl(server: Server, *arguments: str, data: str = "", check: bool = True) -> str:
@@ -90,6 +112,23 @@ def test_grpcurl(server: Server) -> None:
     failed = grpcurl(server, "nexus.v1.Inference/Predict", data='{"model_id": "x"}', check=False)
     assert "NotFound" in failed
     assert "UNKNOWN_MODEL" in failed
+
+
+@pytest.mark.parametrize("file", sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto")))
+def test_ghz_reads_every_proto(server: Server, file: str) -> None:
+    google = pathlib.Path(http_pb2.__file__).parents[2]
+    module = importlib.import_module("nexus_grpc.pb." + file.removesuffix(".proto").replace("/", ".") + "_pb2")
+    descriptor = module.DESCRIPTOR
+    options = descriptor.GetOptions()
+    assert options.go_package
+    assert options.java_package
+    for service in descriptor.services_by_name.values():
+        call = f"{service.full_name}.{service.methods[0].name}"
+        command = [require_tool("ghz"), "--insecure", "--proto", PROTO / file, "--import-paths", f"{PROTO},{google}"]
+        command += ["--call", call, "--data", "{}", "--total", "1", "--format", "json", server.address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["count"] == 1
 
 
 @pytest.mark.parametrize("name", ["model_infer_32", "predict_32"])

@@ -36,7 +36,8 @@ class Infer:
     @staticmethod
     def answer(message: pb.ModelStreamInferResponse) -> float | str:
         if message.error_message:
-            assert not message.HasField("infer_response") or not message.infer_response.outputs
+            assert not message.infer_response.outputs
+            assert int(message.infer_response.id) < 0  # the refused request's own
             return message.error_message
         first = float(outputs_of(message.infer_response)["y"][0, 0])
         assert message.infer_response.id == str(int(first / 2))
@@ -59,6 +60,7 @@ class Predict:
     def answer(message: nexus_pb.PredictStreamResponse) -> float | str:
         if message.WhichOneof("outcome") == "error":
             assert message.error.code == "INVALID_ARGUMENT"
+            assert int(message.error.request_id) < 0  # the refused request's own
             return message.error.message
         assert message.response.request_id == str(int(message.response.prediction[0] / 2))
         return message.response.prediction[0]

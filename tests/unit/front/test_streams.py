@@ -1,9 +1,11 @@
 """The life of a stream, with a transport and a dispatcher that write down what the stream asks of them."""
 
+from typing import Any
+
 import pytest
 
 from nexus_grpc.front.flight import Flight
-from nexus_grpc.front.streams import Stream, StreamFlight
+from nexus_grpc.front.streams import Stream, StreamFlight, wrap_error
 from nexus_grpc.ipc.errors import Code, InvalidInput
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.pb.inference import grpc_service_pb2 as infer_pb
@@ -152,7 +154,8 @@ def test_errors_travel_in_the_stream_and_do_not_end_it() -> None:
     call = Call()
     call.message(b"a")
     call.submitted[0].fail(int(Code.INVALID_ARGUMENT), "wrong shape", b"")
-    assert infer_pb.ModelStreamInferResponse.FromString(call.sent[0]).error_message == "wrong shape"
+    answer = infer_pb.ModelStreamInferResponse.FromString(call.sent[0])
+    assert (answer.error_message, answer.HasField("infer_response")) == ("wrong shape", False)  # b"a" has no id
     call.stream.on_sent()
     call.message(b"b")
     assert len(call.submitted) == 2
@@ -174,3 +177,23 @@ def test_predict_errors_carry_the_code_s_name() -> None:
     call.submitted[0].fail(int(Code.NOT_FOUND), InvalidInput("no").message, b"")
     error = predict_pb.PredictStreamResponse.FromString(call.sent[0]).error
     assert (error.code, error.message) == ("NOT_FOUND", "no")
+
+
+@pytest.mark.parametrize(
+    ("method", "message", "expected"),
+    [
+        (Method.MODEL_STREAM_INFER, infer_pb.ModelInferRequest(id="seven"), "seven"),
+        (Method.MODEL_STREAM_INFER, infer_pb.ModelInferRequest(), ""),
+        (Method.PREDICT_STREAM, predict_pb.PredictRequest(request_id="seven"), "seven"),
+        (Method.PREDICT_STREAM, predict_pb.PredictRequest(), "call"),
+    ],
+)
+def test_an_error_carries_its_requests_id(method: Method, message: Any, expected: str) -> None:
+    call = Call(method=method)
+    call.stream.request_id = b"call"
+    call.message(message.SerializeToString())
+    wrapped = wrap_error(call.submitted[0], int(Code.INTERNAL), "no")
+    if method is Method.PREDICT_STREAM:
+        assert predict_pb.PredictStreamResponse.FromString(wrapped).error.request_id == expected
+    else:
+        assert infer_pb.ModelStreamInferResponse.FromString(wrapped).infer_response.id == expected
