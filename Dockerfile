@@ -23,6 +23,11 @@ RUN .venv/bin/python proto/build.py \
  && NEXUS_COMPILE=1 .venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation .
 
 FROM python:3.11-slim-bookworm
+# What models that change the case of text are loaded with.
+RUN apt-get update -q \
+ && apt-get install -q -y --no-install-recommends locales \
+ && localedef -i en_US -f UTF-8 en_US.UTF-8 \
+ && rm -rf /var/lib/apt/lists/*
 # A number, so that Kubernetes can check runAsNonRoot.
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin nexus && mkdir -p /models /data && chown 10001 /models /data
 COPY --from=build /app/.venv /app/.venv

@@ -22,6 +22,7 @@ from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.cpus import available_cpus, default_worker_count, parse_cpu_list, quota_cores
 from nexus_grpc.ipc.confinement import missing_support
 from nexus_grpc.ipc.errors import NexusError
+from nexus_grpc.ipc.locales import DEFAULT_LOCALE, has_locale, how_to_add
 from nexus_grpc.repository import read_repository
 from nexus_grpc.settings import (
     Settings,
@@ -80,6 +81,7 @@ def run_checks(config: Path | None = None) -> list[Finding]:
         check_compiled,
         check_libraries,
         check_grpcio,
+        check_locale,
         check_models,
     )
     for check in checks:
@@ -322,6 +324,15 @@ def check_grpcio(settings: Settings) -> Iterator[Finding]:
         yield Finding(state, "grpcio internals", "; ".join(mismatches), advice)
     else:
         yield Finding("ok", "grpcio internals", "as expected")
+
+
+def check_locale(_settings: Settings) -> Iterator[Finding]:
+    """What text models are loaded with, where they name no other."""
+    if has_locale(DEFAULT_LOCALE):
+        yield Finding("ok", "locale", f"{DEFAULT_LOCALE}, for text models")
+    else:
+        found = f"{DEFAULT_LOCALE} is not there: models that change the case of text (StringNormalizer) do not load"
+        yield Finding("warn", "locale", found, f"if you have such models: {how_to_add(DEFAULT_LOCALE)}")
 
 
 def check_models(settings: Settings) -> Iterator[Finding]:

@@ -11,11 +11,14 @@ LOCALE_COMPLAINT = re.compile(r"Failed to construct locale with name:([\w.@-]+)"
 
 def missing_locale(name: str) -> str:
     """What is wrong, and what helps."""
-    definition = name.split(".")[0]
     return (
-        f"it works on text by the rules of the locale {name}, which this machine does not have; on Debian: apt-get"
-        f" install locales && localedef -i {definition} -f UTF-8 {name}, then restart the server"
+        f"it works on text by the rules of the locale {name}, which this machine does not have;"
+        f" {how_to_add(name)}, then restart the server"
     )
+
+
+def how_to_add(name: str) -> str:
+    return f"on Debian: apt-get install locales && localedef -i {name.split('.')[0]} -f UTF-8 {name}"
 
 
 def has_locale(name: str) -> bool:
