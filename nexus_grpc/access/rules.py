@@ -120,7 +120,7 @@ _RULES: dict[str, dict[str, Scope]] = {
 # What they do concerns all models: a credential for some is not enough, whatever its scopes.
 FOR_ALL_MODELS = frozenset({"nexus.v1.Keys"})
 # The metrics port's paths, which are no gRPC methods.
-_PATHS = {"/metrics": Scope.READ, "/metrics/json": Scope.READ}
+_PATHS = {"/metrics": Scope.READ, "/metrics/json": Scope.READ, "/metrics/prom": Scope.READ}
 
 
 def _table() -> dict[str, Scope]:

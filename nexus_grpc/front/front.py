@@ -23,6 +23,7 @@ from nexus_grpc.front.endings import Endings
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.grpcio_contract import contract_mismatches
 from nexus_grpc.front.hot_methods import METADATA_MAX_BYTES
+from nexus_grpc.front.http_counts import HttpCounts
 from nexus_grpc.front.keys_service import KeysService
 from nexus_grpc.front.link import WorkerLink
 from nexus_grpc.front.model_services import ModelsService, SystemService
@@ -38,6 +39,7 @@ from nexus_grpc.front.upload import upload_handlers
 from nexus_grpc.front.v2_rest import V2Service
 from nexus_grpc.front.waiting import WaitingRoom
 from nexus_grpc.ipc.control import ControlChannel, Message
+from nexus_grpc.ipc.http_stats import count_http
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.stats import FrontStats, FrontWord, open_page
 from nexus_grpc.limits.circuit import CircuitPolicy, State
@@ -89,7 +91,8 @@ class Front:
         self._envoy_socket = hello.get("envoy_socket", "")
         self._settings = settings
         page_fd, bell, buckets_fd = descriptors
-        stats = FrontStats(open_page(page_fd))
+        self._page = open_page(page_fd)
+        stats = FrontStats(self._page)
         os.close(page_fd)
         stats.gauge(FrontWord.PID, os.getpid())
         self._catalogue = Catalogue()
@@ -144,12 +147,13 @@ class Front:
 
     def _build_server(self) -> tuple[grpc.Server, grpc.Server | CompletionQueueServer]:
         ids, access = self._ids, self._access
+        interceptors = (HttpCounts(self._http_ended), *access.interceptors)
         mismatches = contract_mismatches()
         if mismatches:
             self._log.warning("grpcio's internals do not match: serving through its public API", mismatches=mismatches)
         if mismatches or self._settings.front_api == "public":
             pool = futures.ThreadPoolExecutor(THREADS + COLD_THREADS, thread_name_prefix="call")
-            server = public_server(self._dispatcher, ids, pool, self._options(), access.admit, access.interceptors)
+            server = public_server(self._dispatcher, ids, pool, self._options(), access.admit, interceptors)
             return server, server
         fast = CompletionQueueServer(
             self._dispatcher,
@@ -160,7 +164,7 @@ class Front:
             self._core,
             self._crowded,
             access.admit,
-            access.interceptors,
+            interceptors,
         )
         return fast.stock, fast
 
@@ -277,6 +281,10 @@ class Front:
 
     def _broken(self, worker: int, generation: int) -> None:
         self._channel.send({"type": "broken", "worker": worker, "generation": generation})
+
+    def _http_ended(self, endpoint: int, status: int, total_ns: int) -> None:
+        """By threads of cold methods; the page has one writer."""
+        self._dispatcher.command(functools.partial(count_http, self._page, endpoint, status, total_ns))
 
     def _finished(self, flight: Flight, code: int, total_ns: int) -> None:
         route = flight.route

@@ -25,7 +25,8 @@ from nexus_grpc.rest.twin import v2_paths
 
 _HOT = frozenset(PATHS.values())
 _V2 = v2_paths()
-_MAKERS = {
+# By whether requests and answers are streams: what makes a handler, and its behaviour's name.
+MAKERS = {
     (False, False): (grpc.unary_unary_rpc_method_handler, "unary_unary"),
     (False, True): (grpc.unary_stream_rpc_method_handler, "unary_stream"),
     (True, False): (grpc.stream_unary_rpc_method_handler, "stream_unary"),
@@ -88,7 +89,7 @@ class GateInterceptor(grpc.ServerInterceptor):
         scope = required(path)
         if scope == OPEN:
             return handler
-        make, name = _MAKERS[handler.request_streaming, handler.response_streaming]
+        make, name = MAKERS[handler.request_streaming, handler.response_streaming]
         guarded = functools.partial(self._call, getattr(handler, name), scope, path)
         return make(guarded, handler.request_deserializer, handler.response_serializer)
 

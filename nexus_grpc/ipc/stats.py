@@ -4,7 +4,8 @@ A page is a sparse memfd of u64 words: a header for the process, then MODEL_SLOT
 
     worker page   WorkerWord header | slot 0 | ...    slot: 4 latency histograms, batch sizes, counters, predictions,
                                                       whose counts these are
-    front page    FrontWord header | slot 0 | ...     slot: requests[Method][Code], total latency histogram, circuit
+    front page    FrontWord header | slot 0 | ... | HTTP endpoint 0 | ...
+                                                      slot: requests[Method][Code], total latency histogram, circuit
     histogram     one word per bound (not cumulative), one for values above all bounds, then the sum of the values
 
 Single writer: one thread of the process whose page it is (a front's words about Redis: its share's thread, which writes
@@ -55,7 +56,7 @@ class PageKind(enum.IntEnum):
     """Which process writes a page; the value stands in its first word (ASCII name and layout version)."""
 
     WORKER = int.from_bytes(b"NXWORK\0\2", "big")
-    FRONT = int.from_bytes(b"NXFRNT\0\3", "big")
+    FRONT = int.from_bytes(b"NXFRNT\0\4", "big")
 
 
 class WorkerWord(enum.IntEnum):
@@ -134,7 +135,14 @@ _SIZES: dict[int, tuple[int, int]] = {
     PageKind.WORKER: (WORKER_HEADER_WORDS, WORKER_SLOT_WORDS),
     PageKind.FRONT: (FRONT_HEADER_WORDS, FRONT_SLOT_WORDS),
 }
+# HTTP endpoints, behind a front's slots (http_stats.py): answers by status, then latency; hot methods first.
+HTTP_STATUSES = (200, 201, 400, 401, 403, 404, 409, 413, 415, 422, 429, 499, 500, 501, 503, 504)
+HTTP_ENDPOINTS_MAX = 64
+HTTP_START = FRONT_HEADER_WORDS + MODEL_SLOTS * FRONT_SLOT_WORDS
+HTTP_WORDS = len(HTTP_STATUSES) + _LATENCY_WORDS
+_HTTP_HOT = HTTP_START + len(HTTP_STATUSES) - Method.HTTP_PREDICT * HTTP_WORDS
 _PAGE_WORDS = {kind: header + MODEL_SLOTS * slot for kind, (header, slot) in _SIZES.items()}
+_PAGE_WORDS[PageKind.FRONT] += HTTP_ENDPOINTS_MAX * HTTP_WORDS
 # The sums of the layout, checked once: a changed enum or bound shows here and needs a new layout version in PageKind.
 assert _SIZES == {PageKind.WORKER: (16, 128), PageKind.FRONT: (24, 192)}
 
@@ -148,8 +156,8 @@ _COMPUTE_COUNT, _INPUT_NS, _INFER_NS, _OUTPUT_NS, _LAST_NS, *_ENDINGS = range(
 _SUCCESS_COUNT, _SUCCESS_NS, _FAIL_COUNT, _FAIL_NS, _EXPIRED, _CANCELLED, *_SHADOWS = _ENDINGS
 _COMPARED, _DISAGREED, _SHADOW_ERRORS, _DROPPED, _PRIMARY_NS, _CANDIDATE_NS = _SHADOWS
 # As plain integers: an enum member costs two attribute look-ups.
-_HEARTBEAT_NS, _BUSY_SINCE_NS, _BATCHES = map(
-    int, (WorkerWord.HEARTBEAT_NS, WorkerWord.BUSY_SINCE_NS, WorkerWord.BATCHES)
+_HEARTBEAT_NS, _BUSY_SINCE_NS, _BATCHES, _HTTP_PREDICT = map(
+    int, (WorkerWord.HEARTBEAT_NS, WorkerWord.BUSY_SINCE_NS, WorkerWord.BATCHES, Method.HTTP_PREDICT)
 )
 
 
@@ -176,7 +184,7 @@ def open_page(fd: int) -> memoryview:
     if size_bytes not in [words * WORD_BYTES for words in _PAGE_WORDS.values()]:
         raise ValueError(f"not a statistics page: {size_bytes} bytes")
     words = memoryview(mmap.mmap(fd, size_bytes)).cast("Q")
-    return _expect(words, PageKind(words[0]))
+    return expect(words, PageKind(words[0]))
 
 
 def reset_gauges(words: memoryview) -> None:
@@ -186,7 +194,8 @@ def reset_gauges(words: memoryview) -> None:
         words[index] = 0
 
 
-def _expect(words: memoryview, kind: PageKind) -> memoryview:
+def expect(words: memoryview, kind: PageKind) -> memoryview:
+    """The words, of this kind of page. Raises ValueError."""
     if words[0] != kind or len(words) != _PAGE_WORDS[kind]:
         raise ValueError(f"not a {kind.name} statistics page of this layout version")
     return words
@@ -207,7 +216,7 @@ class _Writer(Generic[HeaderWord]):
     _kind: ClassVar[PageKind]
 
     def __init__(self, words: memoryview) -> None:
-        self._words = _expect(words, self._kind)
+        self._words = expect(words, self._kind)
         self._slots = tuple(_slot(words, slot) for slot in range(MODEL_SLOTS))
 
     def count(self, word: HeaderWord, n: int = 1) -> None:
@@ -343,8 +352,13 @@ class FrontStats(_Writer[FrontWord]):
         """One RPC ended with `code`, `total_ns` after it arrived."""
         words = self._slots[slot]
         words[method * CODE_COUNT + code] += 1
-        words[_TOTAL + bisect_left(LATENCY_BOUNDS_NS, total_ns)] += 1
+        bucket = bisect_left(LATENCY_BOUNDS_NS, total_ns)
+        words[_TOTAL + bucket] += 1
         words[_TOTAL_SUM] += total_ns
+        if method >= _HTTP_PREDICT:
+            page, start = self._words, _HTTP_HOT + method * HTTP_WORDS
+            page[start + bucket] += 1
+            page[start + LATENCY_BUCKETS] += total_ns
 
     def circuit(self, slot: int, state: int, opened: bool) -> None:
         """A circuit changed (limits/circuit.py): its state, and whether that is one more time that it opened."""
@@ -355,20 +369,20 @@ class FrontStats(_Writer[FrontWord]):
 
 def read_worker(words: memoryview) -> WorkerSnapshot:
     """Reads a worker page's header. Raises ValueError for another page."""
-    return WorkerSnapshot(*_expect(words, PageKind.WORKER)[1 : len(WorkerWord)].tolist())
+    return WorkerSnapshot(*expect(words, PageKind.WORKER)[1 : len(WorkerWord)].tolist())
 
 
 def read_front(words: memoryview) -> FrontSnapshot:
     """Reads a front page's header. Raises ValueError for another page."""
-    return FrontSnapshot(*_expect(words, PageKind.FRONT)[1 : len(FrontWord)].tolist())
+    return FrontSnapshot(*expect(words, PageKind.FRONT)[1 : len(FrontWord)].tolist())
 
 
 def read_model(words: memoryview, slot: int) -> ModelSnapshot:
     """Reads one slot of a worker's page. Raises ValueError for another page, IndexError for no such slot."""
-    slot_words = _slot(_expect(words, PageKind.WORKER), slot).tolist()
+    slot_words = _slot(expect(words, PageKind.WORKER), slot).tolist()
     starts = (_QUEUE, _ASSEMBLY, _INFERENCE, _SERIALISATION)
-    queue, assembly, inference, serialisation = [_histogram(slot_words, at, LATENCY_BUCKETS) for at in starts]
-    batch_size = _histogram(slot_words, _BATCH_SIZE, BATCH_BUCKETS)
+    queue, assembly, inference, serialisation = [histogram_at(slot_words, at, LATENCY_BUCKETS) for at in starts]
+    batch_size = histogram_at(slot_words, _BATCH_SIZE, BATCH_BUCKETS)
     counters: list[Any] = slot_words[_COUNTERS : _COUNTERS + len(_COUNTER_NAMES)]
     counters.append(tuple(slot_words[_PREDICTIONS : _PREDICTIONS + PREDICTION_BUCKETS]))
     return ModelSnapshot(queue, assembly, inference, serialisation, batch_size, *counters)
@@ -376,11 +390,11 @@ def read_model(words: memoryview, slot: int) -> ModelSnapshot:
 
 def read_front_model(words: memoryview, slot: int) -> FrontModelSnapshot:
     """Reads one slot of a front's page. Raises ValueError for another page, IndexError for no such slot."""
-    slot_words = _slot(_expect(words, PageKind.FRONT), slot).tolist()
+    slot_words = _slot(expect(words, PageKind.FRONT), slot).tolist()
     requests = tuple(tuple(slot_words[at : at + CODE_COUNT]) for at in range(0, _TOTAL, CODE_COUNT))
-    total = _histogram(slot_words, _TOTAL, LATENCY_BUCKETS)
+    total = histogram_at(slot_words, _TOTAL, LATENCY_BUCKETS)
     return FrontModelSnapshot(requests, total, slot_words[_CIRCUIT], slot_words[_CIRCUIT_OPENED])
 
 
-def _histogram(slot_words: list[int], at: int, buckets: int) -> Histogram:
+def histogram_at(slot_words: list[int], at: int, buckets: int) -> Histogram:
     return Histogram(tuple(slot_words[at : at + buckets]), slot_words[at + buckets])

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from nexus_grpc.ipc.errors import Code
-from nexus_grpc.ipc.record import Method, is_http
+from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.snapshots import FrontModelSnapshot, FrontSnapshot, Histogram, ModelSnapshot, WorkerSnapshot
 from nexus_grpc.ipc.stats import (
     BATCH_BOUNDS,
@@ -28,18 +28,9 @@ from nexus_grpc.ipc.stats import (
     read_model,
     read_worker,
 )
-from nexus_grpc.rest.errors import http_status
 from nexus_grpc.supervisor.circuit_metrics import circuit_families
+from nexus_grpc.supervisor.predecessors_metrics import http_families, inference_families
 from nexus_grpc.supervisor.variant_metrics import Variant, add_latency, shadow_families, variant_families
-
-# Method → the route's template, for labels.
-HTTP_ENDPOINTS = {
-    Method.HTTP_PREDICT: "/predict",
-    Method.HTTP_API_PREDICT: "/api/v1/predict",
-    Method.HTTP_API_BATCH_PREDICT: "/api/v1/batch_predict",
-    Method.HTTP_V1_INFER: "/v1/infer",
-    Method.HTTP_V2_INFER: "/v2/models/{model_name}/infer",
-}
 
 
 class Role(enum.StrEnum):
@@ -157,6 +148,8 @@ class MetricsCollector(Collector):
         yield from _worker_families(sources)
         fronts = front_models(sources)
         yield from _request_families(fronts)
+        yield from http_families(fronts.values(), [page for _, page in sources.pages(Role.FRONT)])
+        yield from inference_families(fronts)
         yield from circuit_families(fronts)
         yield from _stage_families(worker_models(sources))
         yield from variant_families(sources.variants, [page for _, page in sources.pages(Role.FRONT)])
@@ -200,7 +193,6 @@ def _request_families(models: Mapping[ModelVersion, FrontModelSnapshot]) -> Iter
         labels=_MODEL_LABELS,
     )
     predictions: Counter[tuple[str, ...]] = Counter()
-    http: Counter[tuple[str, ...]] = Counter()
     for model, snapshot in models.items():
         add_latency(duration, (model.name, model.version), snapshot.total)
         for method, by_code in zip(Method, snapshot.requests, strict=True):
@@ -208,18 +200,8 @@ def _request_families(models: Mapping[ModelVersion, FrontModelSnapshot]) -> Iter
                 predictions[model.name, "success" if code is Code.OK else "error"] += count
                 if count:
                     requests.add_metric((_METHOD_NAMES[method], model.name, model.version, code.name), count)
-                    if is_http(method):
-                        http["POST", HTTP_ENDPOINTS[method], str(http_status(code))] += count
     yield requests
     yield duration
-    yield _family(
-        CounterMetricFamily(
-            "http_requests",
-            "REST requests for predictions that reached a front, by the HTTP status of their answer.",
-            labels=("method", "endpoint", "status"),
-        ),
-        http,
-    )
     yield _family(
         CounterMetricFamily(
             "model_predictions",

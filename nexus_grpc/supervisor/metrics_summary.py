@@ -1,19 +1,18 @@
 """GET /metrics/json: the metrics a person asks for first, per model, as JSON."""
 
-import math
 from typing import Any
 
 from nexus_grpc.ipc.errors import Code
 from nexus_grpc.ipc.snapshots import FrontModelSnapshot, Histogram
-from nexus_grpc.ipc.stats import LATENCY_BOUNDS_NS
 from nexus_grpc.limits.circuit import State
 from nexus_grpc.supervisor.metrics import UNKNOWN, MetricsSources, front_models, worker_models
+from nexus_grpc.traffic.statistics import VariantStats
 
 _NS_PER_MS = 1e6
 
 
 def summary_of(sources: MetricsSources, now_s: float) -> dict[str, Any]:
-    """Counts since the start; latencies in milliseconds, percentiles estimated from the histograms (upper bounds)."""
+    """Counts since the start; latencies in milliseconds, percentiles estimated from histograms, by interpolation."""
     models = front_models(sources)
     batches = worker_models(sources)
     shown = []
@@ -28,10 +27,10 @@ def summary_of(sources: MetricsSources, now_s: float) -> dict[str, Any]:
                 "version": model.version,
                 "circuit": State(snapshot.circuit).name.lower(),
                 **_requests(snapshot),
-                "latency_ms": _latency(snapshot.total),
+                **({"latency_ms": latency} if (latency := _latency(snapshot.total)) else {}),
                 "rows_total": rows,
                 "batches_total": runs,
-                "mean_batch_size": round(rows / runs, 3) if runs else 0.0,
+                **({"mean_batch_size": round(rows / runs, 3)} if runs else {}),
             }
         )
     everything = [_requests(snapshot) for snapshot in models.values()]
@@ -51,20 +50,9 @@ def _requests(snapshot: FrontModelSnapshot) -> dict[str, int]:
 
 
 def _latency(histogram: Histogram) -> dict[str, float]:
-    mean = histogram.sum / histogram.count / _NS_PER_MS if histogram.count else 0.0
-    shown = {"mean": round(mean, 3)}
-    for percent in (50, 95, 99):
-        shown[f"p{percent}"] = _percentile_ms(histogram, percent)
-    return shown
-
-
-def _percentile_ms(histogram: Histogram, percent: int) -> float:
-    """The upper bound of the bucket in which it lies; the last bound for what is beyond. 0 without requests."""
-    wanted = math.ceil(histogram.count * percent / 100)
-    if not wanted:
-        return 0.0
-    bounds = (*LATENCY_BOUNDS_NS, LATENCY_BOUNDS_NS[-1])
-    for bound, count in zip(bounds, histogram.cumulative(), strict=True):
-        if count >= wanted:
-            return bound / _NS_PER_MS
-    return bounds[-1] / _NS_PER_MS
+    """Nothing without requests."""
+    if not histogram.count:
+        return {}
+    stats = VariantStats(latency=histogram)
+    shown = {f"p{percent}": stats.percentile(percent / 100) for percent in (50, 95, 99)}
+    return {name: round(ns / _NS_PER_MS, 3) for name, ns in {"mean": stats.mean_ns, **shown}.items()}

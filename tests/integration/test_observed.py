@@ -36,6 +36,10 @@ LABELS = {
     "nexus_template_lookups": {"worker", "result"},
     "nexus_worker_restarts": {"worker"},
     "http_requests": {"method", "endpoint", "status"},
+    "http_request_duration_seconds": {"method", "endpoint"},
+    "inference_requests": {"model", "version"},
+    "inference_errors": {"model", "version"},
+    "inference_request_duration_seconds": {"model", "version"},
     "nexus_requests": {"method", "model", "version", "code"},
     "nexus_request_duration_seconds": {"model", "version"},
     "model_predictions": {"model_id", "status"},
@@ -189,7 +193,7 @@ def test_log_lines(client: Client, server: Server) -> None:
     assert (line["level"], line["code"], line["model"]) == ("warning", "NOT_FOUND", "")
     serving = [line for line in log_lines(server) if line["event"] == "serving"]
     assert len(serving) == 1
-    assert serving[0]["models"] == 15
+    assert serving[0]["models"] == 17
 
 
 @pytest.mark.parametrize("front_api", TRANSPORTS)

@@ -209,6 +209,34 @@ def test_metrics(port: int) -> None:
     assert iris["latency_ms"]["p99"] >= iris["latency_ms"]["p50"] > 0
 
 
+def test_every_request_that_a_front_answers_is_counted(port: int, rest_server: Server) -> None:
+    calls = {
+        ("GET", "/models", "200"): lambda: get(port, "/models"),
+        ("GET", "/models/{id}", "404"): lambda: get(port, "/models/nobody"),
+        ("GET", "/health", "200"): lambda: call(port, "HEAD", "/health"),
+        ("POST", "/v1/models/{id}/load", "400"): lambda: post(port, "/v1/models/iris/load", {"versoin": "1"}),
+        ("POST", "/models/upload", "400"): lambda: post(
+            port, "/models/upload", b"--b--\r\n", Content_Type="multipart/form-data; boundary=b"
+        ),
+        ("POST", "/predict", "404"): lambda: post(port, "/predict", IRIS | {"model_id": "nobody"}),
+        ("POST", "/v1/infer", "200"): lambda: post(port, "/v1/infer", {"model": "iris", "input": {"X": [1, 2, 3, 4]}}),
+    }
+
+    def counts(verb: str, endpoint: str, status: str) -> tuple[float, float]:
+        labels = {"method": verb, "endpoint": endpoint}
+        total = rest_server.metric("http_requests_total", status=status, **labels)
+        return total, rest_server.metric("http_request_duration_seconds_count", **labels)
+
+    before = {labels: counts(*labels) for labels in calls}
+    for (_, _, status), ask in calls.items():
+        assert ask().status == int(status)
+    for _ in range(100):
+        now = {labels: counts(*labels) for labels in calls}
+        if all(now[labels] == (total + 1, ended + 1) for labels, (total, ended) in before.items()):
+            return
+    raise AssertionError((before, now))
+
+
 @pytest.mark.parametrize(("binding", "text"), PLANNED, ids=lambda value: str(getattr(value, "template", "")))
 def test_what_is_planned_says_so(port: int, binding: Any, text: str) -> None:
     answer = call(

@@ -35,6 +35,7 @@ from nexus_grpc.supervisor.metrics import (
     Role,
 )
 from nexus_grpc.supervisor.metrics_server import serve
+from nexus_grpc.supervisor.metrics_summary import summary_of
 
 IRIS_1, IRIS_2, DIGITS = 1, 2, 3
 MODELS = {
@@ -309,3 +310,14 @@ def test_serve_answers_with_the_sources_of_the_moment_and_closes(fleet: Fleet) -
 def test_serve_says_when_the_port_is_taken(fleet: Fleet, taken_port: int) -> None:
     with pytest.raises(OSError, match="Address already in use"):
         serve(fleet.sources, "127.0.0.1", taken_port)
+
+
+def test_percentiles_of_the_summary_are_estimates(fleet: Fleet) -> None:
+    """Interpolated within a bucket (here 1 to 2.5 ms), not its bound; nothing is said without requests."""
+    for _ in range(100):
+        fleet.fronts[0].completed(IRIS_1, Method.PREDICT, Code.OK, 2_000_000)
+    models = summary_of(fleet.sources(), 1_700_000_001.5)["models"]
+    shown = {(each["model"], each["version"]): each for each in models}
+    assert shown.pop(("iris", "1"))["latency_ms"] == {"mean": 2.0, "p50": 1.75, "p95": 2.425, "p99": 2.485}
+    assert shown
+    assert not any({"latency_ms", "mean_batch_size"} & each.keys() for each in shown.values())

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from nexus_grpc.ipc import stats
 from nexus_grpc.ipc.errors import CODE_COUNT, Code
+from nexus_grpc.ipc.http_stats import count_http, read_http
 from nexus_grpc.ipc.record import Method
 from nexus_grpc.ipc.snapshots import Histogram
 from nexus_grpc.ipc.stats import (
@@ -333,3 +334,19 @@ def test_imports_neither_grpc_nor_numpy() -> None:
     program = "import sys, nexus_grpc.ipc.stats; print(sorted({'grpc', 'numpy', 'onnxruntime'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_http_endpoints(front_page: memoryview) -> None:
+    writer = FrontStats(front_page)
+    writer.completed(LAST_SLOT, Method.HTTP_PREDICT, Code.OK, 60_000)
+    writer.completed(LAST_SLOT, Method.HTTP_V2_INFER, Code.NOT_FOUND, 10)
+    writer.completed(LAST_SLOT, Method.PREDICT, Code.OK, 10)
+    last = stats.HTTP_ENDPOINTS_MAX - 1
+    for status in (200, 201, 404, 404, 418):
+        count_http(front_page, last, status, 10**12)
+    latencies = {number: read_http(front_page, number)[1] for number in range(last + 1)}
+    assert {number: each.count for number, each in latencies.items() if each.count} == {0: 1, 4: 1, last: 5}
+    assert (latencies[0].sum, latencies[4].sum, latencies[last].buckets[-1]) == (60_000, 10, 5)
+    assert read_http(front_page, last)[0] == {200: 1, 201: 1, 404: 2, 500: 1}
+    assert read_http(front_page, 0)[0] == {}, "by code, in the slot"
+    assert read_front_model(front_page, LAST_SLOT).total.count == 3
