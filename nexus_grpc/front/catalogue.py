@@ -62,6 +62,8 @@ class Catalogue:
         # Model → the version that answers requests which name none ("" = none), where the supervisor says so.
         self._serving: dict[str, str] = {}
         self._candidates: dict[str, str] = {}
+        # What people call the models.
+        self._titles: dict[str, str] = {}
         self._similar = Similar(())
         # Models that were asked for at the start and are down, with the reason; with --strict-readiness only.
         self.down: dict[str, str] = {}
@@ -88,6 +90,7 @@ class Catalogue:
         for entry in entries:
             by_name.setdefault(entry.name, []).append(entry)
         self._by_name = by_name
+        self._titles = {name: policy.get("title", "") for name, policy in (traffic or {}).items()}
         self._entries = entries
         self._similar = Similar(self.names())
 
@@ -98,6 +101,10 @@ class Catalogue:
             ready = self.ready_versions(name)
             serving = ready[-1].version if ready else ""
         return serving
+
+    def title(self, name: str) -> str:
+        """What people call a model; its name, unless they said otherwise."""
+        return self._titles.get(name) or name
 
     def candidate_version(self, name: str) -> str:
         """Of a running experiment; empty without one."""

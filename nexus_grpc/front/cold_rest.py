@@ -20,7 +20,7 @@ from nexus_grpc.front.json_requests import read_request
 from nexus_grpc.front.keys_service import KeysService
 from nexus_grpc.front.model_services import ModelsService, SystemService
 from nexus_grpc.front.request_ids import RequestIds
-from nexus_grpc.front.supervised import Caller, caller_of, json_of
+from nexus_grpc.front.supervised import Caller, as_uploaded, caller_of, json_of
 from nexus_grpc.front.traffic_service import TrafficService
 from nexus_grpc.front.v2_rest import V2Service
 from nexus_grpc.ipc.errors import InferenceFailed, InvalidInput, NexusError
@@ -83,7 +83,8 @@ class RestService:
         service = self._services[method.containing_service.name]
         check_request(request, method)
         own = getattr(service, method.name, None)
-        return json_of(without_hidden(own(request) if own is not None else service.forward(method, request, caller)))
+        answer = without_hidden(own(request) if own is not None else service.forward(method, request, caller))
+        return json_of(as_uploaded(answer))
 
     def RestApiModel(self, given: Parameters) -> Any:  # noqa: N802
         info = self._models.Info(models_pb2.ModelInfoRequest(id=given.get("name", "")))

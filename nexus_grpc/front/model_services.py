@@ -44,8 +44,14 @@ class ModelsService:
 
     def _listed(self, name: str) -> models_pb2.ModelEntry:
         version = self._catalogue.serving_version(name)
-        files = [entry.file for entry in self._catalogue.ready_versions(name) if entry.version == version]
-        return models_pb2.ModelEntry(id=name, name=name, version=version, path=files[-1] if files else name)
+        found = [entry for entry in self._catalogue.ready_versions(name) if entry.version == version]
+        return models_pb2.ModelEntry(
+            id=name,
+            name=self._catalogue.title(name),
+            version=version,
+            path=found[-1].file if found else name,
+            version_name=found[-1].version_name if found else "",
+        )
 
     def Info(self, request: models_pb2.ModelInfoRequest) -> models_pb2.ModelInfo:  # noqa: N802
         name = request.id
@@ -73,8 +79,9 @@ class ModelsService:
             )
             for e in known
         ]
-        info = models_pb2.ModelInfo(id=name, name=name, version=shown.version, state=shown.state, versions=versions)
-        info.path, info.active_version = shown.file, serving
+        title = self._catalogue.title(name)
+        info = models_pb2.ModelInfo(id=name, name=title, version=shown.version, state=shown.state, versions=versions)
+        info.path, info.version_name, info.active_version = shown.file, shown.version_name, serving
         if shown.metadata is not None and shown.config is not None:
             info.inputs.extend(_tensor(tensor) for tensor in shown.metadata.inputs)
             info.outputs.extend(_tensor(tensor) for tensor in shown.metadata.outputs)

@@ -30,6 +30,7 @@ from nexus_grpc.ipc.errors import (
     TooLarge,
     UnknownModel,
 )
+from nexus_grpc.pb.nexus.v1 import models_pb2
 
 # (operation, arguments, actor, timeout in seconds) → the result. Raises NexusError.
 Supervised = Callable[[str, dict[str, Any], str, float], dict[str, Any]]
@@ -171,6 +172,18 @@ def json_of(message: Message) -> dict[str, Any]:
     return json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
+
+
+def as_uploaded(answer: Any) -> Any:
+    """An answer as model-nexus has it, for REST: a model's version is what its uploader called it, if anything."""
+    if isinstance(answer, models_pb2.ListModelsResponse):
+        for entry in answer.models:
+            as_uploaded(entry)
+    elif isinstance(answer, models_pb2.UploadResponse):
+        as_uploaded(answer.model)
+    elif isinstance(answer, (models_pb2.ModelEntry, models_pb2.ModelInfo, models_pb2.UploadedModel)):
+        answer.version = answer.version_name or answer.version
+    return answer
 
 
 def _check_values(message: Any) -> None:

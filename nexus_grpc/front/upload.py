@@ -27,7 +27,7 @@ from nexus_grpc.front.cold_methods import abort
 from nexus_grpc.front.hot_methods import HTTP_STATUS_KEY, REQUEST_ID_KEY, request_id_of
 from nexus_grpc.front.multipart_upload import Form
 from nexus_grpc.front.request_ids import RequestIds
-from nexus_grpc.front.supervised import Caller, Supervised, caller_of, json_of
+from nexus_grpc.front.supervised import Caller, Supervised, as_uploaded, caller_of, json_of
 from nexus_grpc.ipc.errors import (
     Cancelled,
     DeadlinePassed,
@@ -212,7 +212,7 @@ class Uploads:
         try:
             with self._slot():
                 answer = self._form(self._timed(messages, context), caller)
-            status, body = 201, json.dumps(json_of(answer), ensure_ascii=False).encode()
+            status, body = 201, json.dumps(json_of(as_uploaded(answer)), ensure_ascii=False).encode()
         except Exception as failure:
             error = failure if isinstance(failure, NexusError) else _bug(failure)
             status = http_status(error.code, error.reason)

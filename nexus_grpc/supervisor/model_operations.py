@@ -304,12 +304,13 @@ class ModelOperations:
 
 
 def next_number(state: ModelState, version: str) -> tuple[int, str]:
-    """(number, name) of a version to be added: a number is itself, another name gets the next free number."""
+    """(number, name) of a version to be added: "2" and "v2" are that number, another name gets the next free one."""
     if any(version and row.version_name == version for row in state.rows.values()):
         raise AlreadyExists(f"model '{state.name}' has version '{version}' already; its content is not changed")
     try:
         if version:
-            return state.number_of(version), ""
+            number = state.number_of(version)
+            return number, "" if version == str(number) else version
     except InvalidInput:
         if len(version) > 64 or not version.isprintable():
             raise InvalidInput("a version's name may have 64 printable characters", field="version") from None

@@ -177,6 +177,7 @@ def routing(state: ModelState, catalogue: Catalogue) -> dict[str, Any]:
         "serving": ready[number].slot if number is not None else 0,
         "serving_version": str(number) if number is not None else "",
         "balance": state.traffic.balance,
+        "title": state.row.name if state.row is not None else "",
     }
     experiment = state.traffic.experiment
     if experiment is not None and number is not None:

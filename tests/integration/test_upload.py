@@ -104,8 +104,13 @@ def test_versions_come_and_none_is_replaced(site: Site, model: str) -> None:
     assert site.predict(model) == ("1", 2)
     assert (site.repository / model / "1" / "model.onnx").read_bytes() == times(2)
     named = site.by_rest(times(3), id=model, version="1.0.0", name="Three times").json
-    assert (named["model"]["version"], named["model"]["version_name"], named["active"]) == ("2", "1.0.0", True)
+    assert (named["model"]["version"], named["model"]["version_name"], named["active"]) == ("1.0.0", "1.0.0", True)
     assert named["model"]["name"] == "Three times"
+    listed = {each["id"]: each for each in get(site.port, "/models").json["models"]}[model]
+    info = get(site.port, f"/models/info?id={model}").json
+    for shown in (listed, info):
+        assert (shown["name"], shown["version"]) == ("Three times", "1.0.0")
+        assert shown["path"] == f"{model}/2/model.onnx"
     assert site.predict(model) == ("2", 3)
     assert site.predict(model, "1.0.0") == ("2", 3)
     assert site.predict(model, "v1") == ("1", 2)
@@ -113,6 +118,9 @@ def test_versions_come_and_none_is_replaced(site: Site, model: str) -> None:
     assert site.by_rest(times(4), id=model, version="v2").status == 409
     assert site.by_rest(times(7), id=model, version="7").json["model"]["version"] == "7"
     assert site.predict(model) == ("7", 7)
+    assert site.by_rest(times(9), id=model, version="v9").json["model"]["version"] == "v9"
+    assert get(site.port, f"/models/info?id={model}").json["version"] == "v9"
+    assert site.predict(model, "9") == site.predict(model, "v9") == ("9", 9)
 
 
 def test_a_version_beside_the_chosen_one_waits(site: Site, model: str) -> None:
