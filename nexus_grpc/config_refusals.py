@@ -12,8 +12,8 @@ def refusal(field: str, complaint: str) -> ModelNotServable:
 
 
 def printable(text: str) -> str:
-    """A lone surrogate can't be sent in a gRPC status or logged."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """A lone surrogate can't be sent in a gRPC status or logged; a control character may command a terminal."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:

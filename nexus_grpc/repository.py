@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nexus_grpc.config_notes import notes_of
+from nexus_grpc.config_refusals import printable
 from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.ipc import model_names
 from nexus_grpc.ipc.errors import ModelNotServable
@@ -176,8 +177,7 @@ def _is_folder(path: Path) -> bool:
 def _read_folder(folder: Path, root: Path) -> ModelEntry | Skipped:
     name = folder.name
     if not model_names.is_model_name(name):
-        printable = name.encode("utf-8", "backslashreplace").decode("utf-8")
-        return Skipped(printable, f"not a model's name; expected {model_names.EXPECTED}")
+        return Skipped(printable(name), f"not a model's name; expected {model_names.EXPECTED}")
     try:
         check_inside(folder, root)
         if not has_version_folder(folder) and not os.path.lexists(folder / CONFIG_FILE):

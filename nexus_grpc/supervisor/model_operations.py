@@ -8,6 +8,7 @@ log has them in that order.
 import asyncio
 import dataclasses
 import json
+from collections.abc import Collection
 from typing import Any
 
 from nexus_grpc.ipc.errors import (
@@ -303,8 +304,12 @@ class ModelOperations:
         return {}
 
 
-def next_number(state: ModelState, version: str) -> tuple[int, str]:
-    """(number, name) of a version to be added: "2" and "v2" are that number, another name gets the next free one."""
+def next_number(state: ModelState, version: str, taken: Collection[int] = ()) -> tuple[int, str]:
+    """(number, name) of a version to be added: "2" and "v2" are that number, another name gets the next free one.
+
+    Args:
+        taken: what is no version, and stands in the place of one.
+    """
     if any(version and row.version_name == version for row in state.rows.values()):
         raise AlreadyExists(f"model '{state.name}' has version '{version}' already; its content is not changed")
     try:
@@ -314,7 +319,7 @@ def next_number(state: ModelState, version: str) -> tuple[int, str]:
     except InvalidInput:
         if len(version) > 64 or not version.isprintable():
             raise InvalidInput("a version's name may have 64 printable characters", field="version") from None
-    return max([*state.present, *state.rows, 0]) + 1, version
+    return max([*state.present, *state.rows, *taken, 0]) + 1, version
 
 
 def _check_stage(stage: str) -> None:

@@ -252,7 +252,8 @@ def _active(state: ModelState, life: Lifecycle) -> dict[str, str]:
 def _results(state: ModelState, failures: Failures) -> list[dict[str, str]]:
     """What became of a model: each failure, or that it is done."""
     rows = [_result(state.name, "failed", error.message, version) for version, error in sorted(failures.items())]
-    if not failures and state.entry is not None and state.entry.error:
+    rows += [_result(state.name, "failed", reason, version) for version, _, reason in model_state.broken_ones(state)]
+    if not rows and state.entry is not None and state.entry.error:
         rows.append(_result(state.name, "failed", state.entry.error))
     return rows or [_result(state.name, "done")]
 

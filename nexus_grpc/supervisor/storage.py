@@ -48,6 +48,8 @@ def commit(
     temporary = staging_folder(repository) / staged_name("commit")
     built, target = temporary / model / str(version), repository / model / str(version)
     try:
+        if _is_there(target.parent) and not target.parent.is_dir():
+            raise AlreadyExists(f"'{model}' is something else than a folder in the model repository; take another id")
         if _is_there(target):
             raise _exists(model, version)
         _build(built, staged, file_name, info)
@@ -204,6 +206,15 @@ def file_sha256(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             content.update(chunk)
     return content.hexdigest()
+
+
+def taken_numbers(repository: Path, model: str) -> set[int]:
+    """The versions whose place is taken in a model's folder, be it by a folder without a file or by a broken link."""
+    try:
+        names = os.listdir(repository / model)
+    except OSError:
+        return set()
+    return {int(match[1]) for match in map(_TARGET.fullmatch, names) if match}
 
 
 def read_current(repository: Path, model: str) -> int | None:

@@ -75,7 +75,9 @@ class Uploads:
     async def _number(self, state: ModelState, header: dict[str, Any]) -> tuple[int, str]:
         """The version's number and name. Raises AlreadyExists, InvalidInput or StorageFailed."""
         await self._rescan(state)
-        number, version_name = next_number(state, header["version"])
+        repository = self._lifecycle.settings.model_repository
+        taken = await asyncio.to_thread(storage.taken_numbers, repository, state.name)
+        number, version_name = next_number(state, header["version"], taken)
         if number in state.present:
             raise AlreadyExists(f"model '{state.name}' has version {number} already; upload it as another version")
         return number, version_name

@@ -123,6 +123,18 @@ def test_versions_come_and_none_is_replaced(site: Site, model: str) -> None:
     assert site.predict(model, "9") == site.predict(model, "v9") == ("9", 9)
 
 
+def test_a_place_that_something_else_has_is_passed_over(site: Site, model: str) -> None:
+    (site.repository / model / "1").mkdir(parents=True)
+    (site.repository / model / "v2").symlink_to("nowhere")
+    answer = site.by_rest(times(3), id=model)
+    assert (answer.status, answer.json["model"]["version"]) == (201, "3")
+    assert site.predict(model) == ("3", 3)
+    (site.repository / f"{model}.md").write_text("notes")
+    refused = site.by_rest(times(3), id=f"{model}.md")
+    assert refused.status == 409
+    assert "is something else than a folder" in refused.json["error"]["message"]
+
+
 def test_a_version_beside_the_chosen_one_waits(site: Site, model: str) -> None:
     """Per policy: who has chosen a version keeps it."""
     assert site.by_rest(times(2), id=model).status == 201

@@ -160,6 +160,14 @@ def test_an_undecodable_folder_name(tmp_path: Path) -> None:
     assert list(skipped(tmp_path)) == ["\\udcff"]
 
 
+def test_a_folder_name_commands_no_terminal(tmp_path: Path) -> None:
+    (tmp_path / "a\x1b[2Jb\nc").mkdir()
+    assert list(skipped(tmp_path)) == ["a\\x1b[2Jb\\nc"]
+    folder = add_model(tmp_path, "iris", "1")
+    (folder / "config.pbtxt").write_text("max_batch_size: 8\x1b[2J\0")
+    assert error_of(tmp_path).isprintable()
+
+
 def test_a_folder_with_nothing_of_a_model_is_skipped(tmp_path: Path) -> None:
     add_model(tmp_path, "scripts")
     (tmp_path / "scripts/train.py").write_text("")

@@ -120,10 +120,23 @@ def test_what_is_there_is_not_replaced(tmp_path: Path, kind: str) -> None:
 
 def test_a_file_in_the_model_s_place(tmp_path: Path) -> None:
     (tmp_path / "shop").write_text("mine")
-    with pytest.raises(StorageFailed, match="Not a directory"):
-        put(tmp_path, "shop", 1)
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("shop", "link", "loop"):
+        with pytest.raises(AlreadyExists, match=f"'{name}' is something else than a folder in the model repository"):
+            put(tmp_path, name, 1)
     assert (tmp_path / "shop").read_text() == "mine"
-    assert [path.name for path in tmp_path.iterdir() if path.name != FOLDER] == ["shop"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != FOLDER) == ["link", "loop", "shop"]
+
+
+def test_the_places_that_are_taken(tmp_path: Path) -> None:
+    put(tmp_path, "shop", 1)
+    (tmp_path / "shop/v4").mkdir()
+    (tmp_path / "shop/7").symlink_to("nowhere")
+    for name in ("08", "9.0", "current", "config.pbtxt"):
+        (tmp_path / "shop" / name).touch()
+    assert storage.taken_numbers(tmp_path, "shop") == {1, 4, 7}
+    assert storage.taken_numbers(tmp_path, "none") == set()
 
 
 def test_a_staged_file_that_is_gone(tmp_path: Path) -> None:
