@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROTOS := $(shell find proto -name '*.proto') proto/build.py
 # Extra options for the server, the tests or the benchmark: make serve ARGS="--workers 2"
 ARGS ?=
-# Of the long tests: all, 1 to 7, or today's.
+# Of the long tests: all, 1 to 8, or today's.
 PART ?= all
 # COMPILE=0 leaves the hot path as it is in the sources: a quicker set-up, a fifth more CPU per request.
 COMPILE ?= 1

@@ -1,6 +1,6 @@
 """Runs the long tests: `make test-long` all of them, `make test-long PART=today` the part that is due by the date.
 
-Seven parts of at most ten minutes each, one for each day of a week: soaks, fuzzing with many times the examples, rare
+Parts of at most ten minutes each, one a day, in turn: soaks, fuzzing with many times the examples, rare
 set-ups, and the fault tests again and again. `PART=3` runs the third.
 """
 
@@ -35,6 +35,7 @@ class Part:
 
 SOAK = "tests/chaos/test_soak.py"
 SERVER_FUZZ = "tests/fuzz/test_metadata_server.py"
+ROW_PROOF = ("tests/property/test_rowproof.py", "tests/property/test_rowproof_claims.py")
 PARTS = (
     Part("models that change for a minute, floods", ("-m", "long", "tests/chaos", "tests/unit", f"--ignore={SOAK}")),
     Part("a soak: mixed traffic, kills and swaps for minutes", (SOAK,)),
@@ -43,7 +44,12 @@ PARTS = (
     ),
     Part("fuzzing of what a running server is sent", (SERVER_FUZZ,), effort=10),
     Part("fuzzing of decoders", ("tests/fuzz", f"--ignore={SERVER_FUZZ}"), effort=20),
-    Part("properties of rings, batches, limits and traffic", ("tests/property",), effort=20),
+    Part(
+        "properties of rings, batches, limits and traffic",
+        ("tests/property", *(f"--ignore={path}" for path in ROW_PROOF)),
+        effort=20,
+    ),
+    Part("10,000 random graphs: rows in company and alone", ROW_PROOF, effort=2),
     Part(
         "processes that die, again and again", ("-m", "not long", "-k", "death or shutdown", "tests/chaos"), again=True
     ),

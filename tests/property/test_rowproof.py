@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nexus_grpc.worker.rowproof.proof import prove
 from nexus_grpc.worker.rowproof.skim import NotSkimmed, skim
-from tests.effort import examples
+from tests.effort import IS_LONG, examples
 from tests.unit.workers.rowgraphs import alone, graph, run
 from tests.unit.workers.test_rowproof_table import PROVED
 
@@ -25,6 +25,7 @@ CONSTANTS = """
     int64[2] row = {{0, 4}}, int64[2] flat = {{-1, 4}}, int64[4] order = {{3, 1, 0, 2}}, int64[2] halves = {{1, 3}},
     int64[4] pads = {{0, 1, 0, 0}}, int64[2] swap = {{4, -1}}, int64[2] one_row = {{1, -1}}
 """
+GRAPHS = 10_000 if IS_LONG else 60
 # From a, [n, 4], to o, [n, 4]; T is the type. Nothing is discontinuous in what comes out of other steps.
 APART = {
     "Tanh": "{o} = Tanh({a})",
@@ -101,7 +102,7 @@ row = st.lists(st.floats(-4, 4, width=32), min_size=4, max_size=4)
 batch = st.lists(row, min_size=2, max_size=5).map(lambda rows: np.array(rows, np.float32))
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=GRAPHS, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(apart, min_size=1, max_size=6), rows=batch)
 def test_what_is_proved_gives_in_company_what_it_gives_alone(steps: Any, rows: Any) -> None:
     built = Built(tuple(steps))
@@ -118,7 +119,7 @@ def test_what_is_proved_gives_in_company_what_it_gives_alone(steps: Any, rows: A
     assert float(np.abs(together - single).max()) <= 4 * own
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=GRAPHS, deadline=None, suppress_health_check=list(HealthCheck))
 @given(before=st.lists(apart, max_size=3), step=meeting, after=st.lists(apart, max_size=3))
 def test_rows_that_meet_anywhere_are_never_proved(before: Any, step: Any, after: Any) -> None:
     assert not prove(Built((*before, step, *after)).model("float")).rows_apart

@@ -135,15 +135,25 @@ def _elementwise(call: Call, values: Sequence[Elements]) -> Elements:
     laid = np.broadcast_arrays(*values, subok=True)
     out = np.empty(laid[0].shape, dtype=object)
     for index in np.ndindex(out.shape):
-        out[index] = _in_range(function(*(array[index] for array in laid)), narrow)
+        elements: list[Any] = [array[index] for array in laid]
+        out[index] = _unlike_constant(call.op_type, elements, _in_range(function(*elements), narrow))
     return out
+
+
+def _unlike_constant(name: str, elements: Sequence[Element], result: Element) -> Element:
+    """A 0 that comes of sizes is not one that was written down: a Reshape that is given it may be optimised as though
+    it were anything."""
+    is_zero = isinstance(result, int) and not isinstance(result, bool) and result == 0
+    return computed(name, *elements) if is_zero and any(isinstance(each, Size) for each in elements) else result
 
 
 def _cast_element(element: Element, to: int) -> Element:
     if to == TensorProto.BOOL:
         return bool(element) if isinstance(element, int | float) else computed("bool", element)
     if isinstance(element, bool):
-        return int(element) if to in (TensorProto.INT64, TensorProto.INT32) else computed(f"cast{to}", element)
+        # False may come of sizes, and then is no 0 that was written down (_unlike_constant).
+        is_one = element and to in (TensorProto.INT64, TensorProto.INT32)
+        return 1 if is_one else computed(f"cast{to}", element)
     if to in (TensorProto.INT64, TensorProto.INT32):
         # Of symbols only sizes come here unchanged: a fraction has become a computed symbol before.
         if isinstance(element, float):
@@ -226,6 +236,7 @@ def _reduce_prod(call: Call, values: Sequence[Elements]) -> Elements:
     need(chosen or not call.get("noop_with_empty_axes"), "no axes")
     if not all(isinstance(element, int | Size) for element in source):
         raise NotProved("a factor is not known")
+    need(product(source) != 0, "nothing")
     total = np.empty((), dtype=object)
     total[()] = _in_range(product(source), is_narrow(call))
     return total.reshape((1,) if call.get("keepdims", 1) else ())

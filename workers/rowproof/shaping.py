@@ -93,7 +93,25 @@ def reshape(call: Call) -> Sequence[Value]:
     if isinstance(value, RowNumbers):
         return [_moved_numbers(value, _target(elements, value.shape, copies))]
     source = rows(call)
-    return [reshaped(call, source, _target(elements, source.shape, copies))]
+    target = _target(elements, source.shape, copies)
+    try:
+        return [reshaped(call, source, list(target))]
+    except NotProved:
+        kept = elements[: source.axis + 1]
+        if copies and len(kept) > source.axis and all(element == 0 for element in kept):
+            return [_within_rows(call, source, target)]
+        raise
+
+
+def _within_rows(call: Call, value: Rows, target: Sequence[Dim]) -> Rows:
+    """Where each dimension up to the batch's is a 0, which copies it, the others rearrange a row's own elements, or the
+    run fails: whatever they are, and even where onnxruntime makes one of them a -1."""
+    shape = [*value.shape[: value.axis + 1], *target[value.axis + 1 :]]
+    for axis in range(value.axis + 1, len(shape)):
+        need(not of_batch(shape[axis]), f"the shape {shape_text(target)} has not one batch dimension")
+        size = shape[axis]
+        shape[axis] = size if isinstance(size, int) and size > 0 else call.size(axis)
+    return value.with_shape(shape)
 
 
 def _moved_numbers(value: RowNumbers, target: Sequence[Dim]) -> RowNumbers:

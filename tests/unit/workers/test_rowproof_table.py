@@ -85,6 +85,12 @@ PROVED = {
     ),
     "Reshape": Case("y = Reshape(x, t)", consts="int64[3] t = {-1, 2, 2}"),
     "Reshape by 0": Case("y = Reshape(x, t)", consts="int64[3] t = {0, 2, -1}"),
+    # An OCR recogniser's: right for a height of 1, and else what onnxruntime's optimiser makes of it.
+    "Reshape of each row's own": Case(
+        "s = Shape(x) l = Slice(s, two, three) t = Concat<axis = 0>(zero, one, l) y = Reshape(x, t)",
+        "float[n, h, w] x",
+        "int64[1] two = {2}, int64[1] three = {3}, int64[1] zero = {0}, int64[1] one = {1}",
+    ),
     "Reshape by Shape": Case(
         "s = Shape(x) a = Gather(s, z) u = Unsqueeze(a, q) t = Concat<axis = 0>(u, k) y = Reshape(x, t)",
         consts="int64 z = {0}, int64[1] q = {0}, int64[2] k = {2, -1}",
@@ -209,7 +215,11 @@ REFUSED = {
     ),
     "Reshape": Case("t = Transpose(x) y = Reshape(t, s)", consts="int64[2] s = {-1, 4}"),
     "Reshape to what is fixed": Case("y = Reshape(x, s)", consts="int64[2] s = {2, -1}"),
-    "Reshape that cannot be": Case("y = Reshape(x, s)", consts="int64[2] s = {0, 2}"),
+    "Reshape by a 0 that is computed": Case(
+        "s = Shape(x) b = Slice(s, i, j) z = Sub(b, b) t = Concat<axis = 0>(z, j) y = Reshape(x, t)",
+        "float[n, h] x",
+        "int64[1] i = {1}, int64[1] j = {2}",
+    ),
     "Flatten": Case("y = Flatten<axis = 0>(x)"),
     "Squeeze": Case("y = Squeeze(x)"),
     "Transpose": Case("y = Transpose(x)"),
