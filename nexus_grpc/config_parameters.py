@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
+from nexus_grpc.config_images import IMAGE_PARAMETERS, ImagePolicy, read_image
 from nexus_grpc.config_refusals import did_you_mean, refusal
 from nexus_grpc.pb.inference.model_config_pb2 import ModelConfig
 
@@ -97,9 +98,15 @@ def read_parameters(config: ModelConfig) -> tuple[SessionOptions, Isolation, Dec
     )
     isolation = cast(Isolation, _choice(values, "isolation", get_args(Isolation), "shared"))
     in_flight_and_fallback(config)
+    image_policy(config)
     if "labels" in values and any(output.label_filename for output in config.output):
         raise refusal("parameters.labels", "and a label_filename both name classes; keep one of them")
     return session, isolation, _decision(values)
+
+
+def image_policy(config: ModelConfig) -> ImagePolicy | None:
+    """How images become numbers; None where nothing is said. Raises ModelNotServable."""
+    return read_image(_parameters_of(config))
 
 
 def in_flight_and_fallback(config: ModelConfig) -> tuple[int, int]:
@@ -163,6 +170,7 @@ _PARAMETERS = (
     "max_in_flight",
     "fallback_version",
     *_DECISION_PARAMETERS,
+    *IMAGE_PARAMETERS,
 )
 
 

@@ -11,10 +11,12 @@ from dataclasses import field as dataclass_field
 
 from google.protobuf import text_format
 
+from nexus_grpc.config_images import ImagePolicy
 from nexus_grpc.config_parameters import (
     DecisionPolicy,
     Isolation,
     SessionOptions,
+    image_policy,
     in_flight_and_fallback,
     read_parameters,
 )
@@ -60,6 +62,7 @@ class ModelPolicy:
         default_priority: the level of those that say none.
         session: how the session is opened.
         decision: what its probabilities decide; None where the configuration says nothing of it.
+        image: how images become its numbers; None where the configuration says nothing of it.
         max_in_flight: requests that the model may have in flight; 0 where the configuration says nothing of it.
         fallback_version: the version that answers while one of the others keeps failing; 0 = none.
     """
@@ -77,6 +80,7 @@ class ModelPolicy:
     default_priority: int = 0
     session: SessionOptions = dataclass_field(default_factory=SessionOptions)
     decision: DecisionPolicy | None = None
+    image: ImagePolicy | None = None
     max_in_flight: int = 0
     fallback_version: int = 0
 
@@ -174,6 +178,7 @@ def policy_of(config: ModelConfig) -> ModelPolicy:
         default_priority=_default_priority(batching),
         session=session,
         decision=decision,
+        image=image_policy(config),
         max_in_flight=max_in_flight,
         fallback_version=fallback_version,
     )

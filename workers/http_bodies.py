@@ -56,10 +56,10 @@ class ApiBatchPredictBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class InferBody(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /v1/infer, as nexus.v1.InferRequest."""
+    """POST /v1/infer, as nexus.v1.InferRequest. A text is an image, or the one value of an input of text."""
 
     model: str
-    input: dict[str, list[Any]]
+    input: dict[str, list[Any] | str]
     version: str = ""
 
 

@@ -24,6 +24,7 @@ from .http_forms import (
     NamedForm,
     SentinelForm,
 )
+from .images import array_of
 from .json_tensors import feature_numbers, flatten, full_tensor
 from .model import Model, TensorSpec
 from .named_inputs import check_known, decode_named_row, input_spec
@@ -103,11 +104,30 @@ def decode_v1_infer(model: Model, message: bytes) -> Decoded:
     """POST /v1/infer: by name, one row, or a batch when the values are nested as deep as the whole input."""
     body = read_body(InferBody, json_of(message))
     _check_addressee(model, "model", body.model, body.version.removeprefix("v"))
-    check_known(model, body.input)
-    if not all([_is_whole(input_spec(model, name), data) for name, data in body.input.items()]):
-        return decode_named_row(model, {name: ((), data) for name, data in body.input.items()}, NamedForm(True))
-    tensors = {name: (flatten(data, name)[1], data) for name, data in body.input.items()}
+    given = _with_images(model, body.input)
+    check_known(model, given)
+    if not all([isinstance(data, list) and _is_whole(input_spec(model, name), data) for name, data in given.items()]):
+        return decode_named_row(model, {name: ((), data) for name, data in given.items()}, NamedForm(True))
+    tensors = {name: (flatten(data, name)[1], data) for name, data in given.items()}
     return _whole(model, tensors, NamedForm(False))
+
+
+def _with_images(model: Model, given: dict[str, list[Any] | str]) -> dict[str, Any]:
+    """What is a text alone as the row that it means; `image` may stand for the input that takes images."""
+    if not any([isinstance(data, str) for data in given.values()]):
+        return given
+    found: dict[str, Any] = {}
+    for name, data in given.items():
+        spec = model.input_named(name)
+        if spec is None and name == "image" and model.image is not None:
+            spec = model.input_named(model.image.name)
+        if spec is None or isinstance(data, list):
+            found[name] = data
+        elif spec.name in found:
+            raise InvalidInput(f"input '{spec.name}' appears twice", field=name)
+        else:
+            found[spec.name] = [data] if spec.datatype is BYTES else array_of(model, spec, data)
+    return found
 
 
 def _is_whole(spec: TensorSpec, data: list[Any]) -> bool:

@@ -13,6 +13,7 @@ from nexus_grpc.pb.inference import model_config_pb2 as config_pb
 
 from .batching import declared, derived
 from .decisions import decision_of
+from .images import image_input
 from .model import Model, QueuePolicy, Shape, TensorSpec, shape_fits, shape_text, zeros
 from .reshape import reshaped
 from .session import OpenedSession, open_session
@@ -98,6 +99,7 @@ def _model(order: LoadOrder, opened: OpenedSession) -> Model:
         version_names=frozenset({order.version_name}),
     )
     model.decision = decision_of(order.policy.get("decision"), model)
+    model.image = image_input(order.policy.get("image"), model)
     if model.class_labels:
         named = dataclasses.replace(model.outputs[model.probabilities_index], labels=model.class_labels)
         model.outputs = tuple(

@@ -94,6 +94,8 @@ class Model:
     # What requests may call the version.
     version_names: frozenset[str] = frozenset()
     decision: Decision | None = None
+    # images.py's ImageInput, where the configuration says how images become numbers.
+    image: Any = None
     batching: str = ""
     equal_sizes: EqualSizes = ()
     # Initialisers that requests may override; they are not among the inputs.

@@ -1,6 +1,9 @@
 """One row of each of a model's inputs, by name: the `inputs` of Predict, by gRPC and by REST."""
 
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from nexus_grpc.ipc.errors import InvalidInput
 
@@ -8,22 +11,27 @@ from .json_tensors import fed_shape, row_tensor
 from .model import Model, Shape, TensorSpec
 from .requests import Decoded, Form
 from .shapes import check_missing
-from .tensors import Piece
+from .tensors import Array, Piece
 
 
-def decode_named_row(model: Model, tensors: dict[str, tuple[Shape, list[Any]]], form: Form) -> Decoded:
-    """{name: (shape or (), data)} → one row. Raises InvalidInput."""
+def decode_named_row(model: Model, tensors: Mapping[str, tuple[Shape, list[Any] | Array]], form: Form) -> Decoded:
+    """{name: (shape or (), data)} → one row; an array is one already. Raises InvalidInput."""
     pieces: list[Piece] = []
     signature = []
     check_known(model, tensors)
     for spec in model.fed(tensors):
-        piece, row = row_tensor(model, spec, *tensors[spec.name])
+        shape, data = tensors[spec.name]
+        if isinstance(data, np.ndarray):
+            piece: Piece = data.tobytes()
+            row = data.shape if model.batchable or spec.shape[:1] == (-1,) else (1, *data.shape)
+        else:
+            piece, row = row_tensor(model, spec, shape, data)
         pieces.append(piece)
         signature.append((spec.name, fed_shape(model, spec, row)))
     return Decoded(tuple(signature), 1, pieces, form, templatable=False)
 
 
-def check_known(model: Model, given: dict[str, Any]) -> None:
+def check_known(model: Model, given: Mapping[str, Any]) -> None:
     """Raises InvalidInput for a name that is no input of the model, and for an input that is missing."""
     for name in given:
         if model.input_named(name) is None:
