@@ -132,8 +132,15 @@ def append(repository: pathlib.Path) -> None:
     _save(repository / "append", 1, helper.make_graph([node], "append", inputs, [_floats("present", ["n", "q", 2])]))
 
 
+def noinput(repository: pathlib.Path) -> None:
+    """`noinput`: takes nothing and gives [1, 2]."""
+    value = helper.make_tensor("c", TensorProto.FLOAT, [2], [1.0, 2.0])
+    node = helper.make_node("Constant", [], ["y"], value=value)
+    _save(repository / "noinput", 1, helper.make_graph([node], "noinput", [], [_floats("y", [2])]))
+
+
 def add_test_models(repository: pathlib.Path) -> None:
-    for build in (identity, scale, halves, slow, ratio, append):
+    for build in (identity, scale, halves, slow, ratio, append, noinput):
         build(repository)
 
 

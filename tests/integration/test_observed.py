@@ -193,7 +193,7 @@ def test_log_lines(client: Client, server: Server) -> None:
     assert (line["level"], line["code"], line["model"]) == ("warning", "NOT_FOUND", "")
     serving = [line for line in log_lines(server) if line["event"] == "serving"]
     assert len(serving) == 1
-    assert serving[0]["models"] == 17
+    assert serving[0]["models"] == 18
 
 
 @pytest.mark.parametrize("front_api", TRANSPORTS)

@@ -52,6 +52,11 @@ def test_requested_outputs_and_classification(client: triton.InferenceServerClie
     assert [int(index) for index in best] == reference("iris", {"X": X})["label"].tolist()
 
 
+def test_a_model_without_inputs(client: triton.InferenceServerClient) -> None:
+    """Raw, which is all that this client reads: there is no typed input that would ask for typed output."""
+    assert client.infer("noinput", []).as_numpy("y").tolist() == [1.0, 2.0]
+
+
 def test_text(client: triton.InferenceServerClient) -> None:
     texts = np.array([["Grüße"], [""], ["a\0b"]], object)
     result = client.infer("text_echo", inputs(name="text", array=texts, datatype="BYTES"), client_timeout=TIMEOUT_S)
