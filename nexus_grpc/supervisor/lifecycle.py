@@ -154,23 +154,18 @@ class Lifecycle:
         delete: bool = False,
         traffic: ModelTraffic | None = None,
         audited: bool = True,
-        mends: bool = False,
     ) -> None:
         """One change, with its line in the audit log, or nothing at all.
 
         Whatever gets more traffic by it must be in memory (and was pinned: see `prepared`).
-
-        Args:
-            mends: nothing is gained by refusing it: what lost its version goes back to what is left.
 
         Raises StorageFailed, or StateConflict: a version is not in memory.
         """
         rows, gone = tuple(rows), tuple(delete_versions)
         row = row or state.row or ModelRow(state.name, created_at=now_text(), created_by=actor)
         if traffic is not None:
-            if not mends:
-                self._check_ready(state, residency.entrusted(state.traffic, traffic))
-            rows = _unmarked(state, traffic.primary, rows)
+            self._check_ready(state, residency.entrusted(state.traffic, traffic))
+            rows = rows if traffic.closed is not None else _unmarked(state, traffic.primary, rows)
             if traffic.primary != state.traffic.primary and state.current != policy.LINK_UNSEEN:
                 # Who says which version answers has the last word over a link that said so before.
                 traffic = links.noted(traffic, state.current)

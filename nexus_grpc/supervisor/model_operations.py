@@ -197,7 +197,10 @@ class ModelOperations:
                 self._check_unused(state, numbers[0], "delete")
             elif life.serving(state) is not None or state.traffic.experiment is not None:
                 raise StateConflict(f"model '{state.name}' is serving: unload it before you delete it")
-            gone = {"delete_versions": numbers, "traffic": policy.without(state.traffic, numbers)}
+            traffic = policy.without(state.traffic, numbers)
+            if traffic.primary in numbers:  # its file was gone already: who stands in for it was nobody's choice
+                traffic = dataclasses.replace(traffic, primary=life.serving(state))
+            gone = {"delete_versions": numbers, "traffic": traffic}
             await life.commit(state, "delete", actor, version=version, **(gone if version else {"delete": True}))
             await self.remove_files(state, numbers[0] if version else None)
             await life.rescan(state)

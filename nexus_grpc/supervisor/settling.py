@@ -77,7 +77,7 @@ class Settling:
         traffic = policy.replaced(state.traffic, before, state.chosen, time.time())
         # The change itself is committed: without this one a restart forgets what a rollback would go back to.
         with contextlib.suppress(StorageFailed):
-            await self._commit(state, "", "", traffic=traffic, audited=False, mends=True)
+            await self._commit(state, "", "", traffic=traffic, audited=False)
 
     async def retire(self, state: ModelState) -> None:
         """Take out what nobody wants: arms of what is over, versions replaced, unloaded or no longer kept."""
@@ -148,4 +148,4 @@ class Settling:
         action, detail = ("abort", {"reason": reason}) if ended else ("shadow", {"percent": 0, "reason": reason})
         # Without the registry it is done again by the next look, or start; routing does without the version meanwhile.
         with apart("the end of an experiment cannot be recorded", model=state.name):
-            await self._commit(state, action, SERVER_ACTOR, traffic=traffic, detail=detail, mends=True)
+            await self._commit(state, action, SERVER_ACTOR, traffic=traffic, detail=detail)

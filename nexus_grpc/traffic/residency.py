@@ -103,12 +103,14 @@ def protected(record: Record) -> frozenset[int]:
 
 
 def entrusted(before: ModelTraffic, after: ModelTraffic) -> frozenset[int]:
-    """Versions that get more traffic than before, or begin to: they must be in memory before that is committed."""
-    if after.closed:
+    """Versions that get more traffic than before, or begin to: they must be in memory before that is committed. The end
+    of an experiment entrusts nobody: what answered before answers, or what stands in for it."""
+    if after.closed is not None:
         return frozenset()
-    old = {} if before.closed else shares(before)
-    found = {number for number, share in shares(after).items() if share > old.get(number, 0)}
-    if after.shadow is not None and (before.closed or after.shadow != before.shadow):
+    ends = before.experiment is not None and after.experiment is None and after.primary == before.primary
+    old = {} if before.closed is not None else shares(before)
+    found = set() if ends else {number for number, share in shares(after).items() if share > old.get(number, 0)}
+    if after.shadow is not None and (before.closed is not None or after.shadow != before.shadow):
         found.add(after.shadow.version)
     return frozenset(found)
 

@@ -11,10 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
-from nexus_grpc.pb.nexus.v1.models_pb2 import UploadRequest, UploadResponse
-from tests.chaos.ledger import channel_to
+from nexus_grpc.pb.nexus.v1.models_pb2 import UploadResponse
 from tests.harness import Server, running_server
-from tests.integration.uploading import messages
+from tests.integration.uploading import send
 from tests.lifecycle import NAME, Admin, put, refused, times, wait_for
 
 OPTIONS = ("--fronts=1", "--workers=1", "--model-control=none")
@@ -36,11 +35,7 @@ def serving(repository: pathlib.Path, *options: str) -> Iterator[tuple[Server, A
 
 
 def upload(admin: Admin, version: int, **header: Any) -> UploadResponse:
-    with contextlib.closing(channel_to(admin.address)) as channel:
-        call = channel.stream_unary(
-            "/nexus.v1.Models/Upload", UploadRequest.SerializeToString, UploadResponse.FromString
-        )
-        return call(messages(times(version), id=NAME, version=str(version), **header), timeout=60)
+    return send(admin, times(version), id=NAME, version=str(version), **header)
 
 
 def candidate(admin: Admin, repository: pathlib.Path, how: str) -> None:

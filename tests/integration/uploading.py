@@ -52,6 +52,15 @@ def messages(content: bytes, **header: Any) -> Iterator[UploadRequest]:
         yield UploadRequest(chunk=content[offset : offset + CHUNK_BYTES])
 
 
+def send(admin: Admin, content: bytes, **header: Any) -> UploadResponse:
+    """One upload."""
+    with contextlib.closing(channel_to(admin.address)) as channel:
+        call = channel.stream_unary(
+            "/nexus.v1.Models/Upload", UploadRequest.SerializeToString, UploadResponse.FromString
+        )
+        return call(messages(content, **header), timeout=60)
+
+
 def held_back(beginning: Iterator[UploadRequest], end: threading.Event) -> Iterator[UploadRequest]:
     """What has begun goes on only when it may."""
     yield from beginning

@@ -101,7 +101,7 @@ def test_who_gets_more_traffic_must_be_there() -> None:
     assert residency.entrusted(running, policy.split(running, {2: 600})) == {2}
     assert residency.entrusted(running, policy.split(running, {2: 400})) == {1}
     assert residency.entrusted(running, policy.promote(running, None)) == {2}
-    assert residency.entrusted(running, policy.abort(running)) == {1}
+    assert residency.entrusted(running, policy.abort(running)) == frozenset(), "that is never refused"
     assert residency.entrusted(running, policy.with_balance(running, "round_robin")) == frozenset()
     assert residency.entrusted(plain, policy.with_shadow(plain, Shadow(3, 1))) == {3}
     assert residency.entrusted(plain, policy.close(plain, "", "")) == frozenset()
