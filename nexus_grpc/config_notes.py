@@ -32,6 +32,10 @@ def _placement(config: ModelConfig) -> Iterator[str]:
         yield "instance_group.gpus: models run on CPUs"
     if any(group.host_policy for group in groups):
         yield "instance_group.host_policy: workers have cores of their own (--cpus)"
+    if any(group.HasField("rate_limiter") for group in groups):
+        yield "instance_group.rate_limiter: what a model may have in flight is its parameter max_in_flight"
+    if any(group.profile or group.secondary_devices for group in groups):
+        yield "instance_group.profile, secondary_devices: models run on CPUs"
 
 
 def _optimization(config: ModelConfig) -> Iterator[str]:
@@ -40,6 +44,8 @@ def _optimization(config: ModelConfig) -> Iterator[str]:
         yield "optimization.*_pinned_memory: there is no GPU to copy to"
     if policy.gather_kernel_buffer_threshold:
         yield "optimization.gather_kernel_buffer_threshold: there is no GPU to copy to"
+    if policy.HasField("cuda"):
+        yield "optimization.cuda: models run on CPUs"
     if policy.priority:
         yield "optimization.priority: models have no priority, callers have"
     if policy.eager_batching:
@@ -49,6 +55,10 @@ def _optimization(config: ModelConfig) -> Iterator[str]:
 def _own(config: ModelConfig) -> Iterator[str]:
     if config.metric_tags:
         yield f"metric_tags: metrics have the labels of this server, without {_names(config.metric_tags)}"
+    if config.HasField("model_metrics"):
+        yield "model_metrics: metrics have the buckets of this server"
+    if config.cc_model_filenames:
+        yield "cc_model_filenames: those are for GPUs; here the file is default_model_filename"
     own = own_parameters(config)
     if own:
         yield f"parameters: {_names(own)} mean nothing to this server"

@@ -243,6 +243,8 @@ def _check_instance_group(config: ModelConfig) -> None:
     for group in config.instance_group:
         if group.kind == ModelInstanceGroup.KIND_GPU:
             raise refusal("instance_group.kind", "KIND_GPU is not supported: this server runs models on CPUs")
+        if group.passive:
+            raise refusal("instance_group.passive", "is not supported: each instance answers requests")
         if group.count < 0:
             raise refusal("instance_group.count", f"is {group.count}; expected 1 or more")
 

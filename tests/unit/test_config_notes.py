@@ -28,6 +28,29 @@ def parameter(name: str, value: str) -> str:
         ("optimization { gather_kernel_buffer_threshold: 8 }", "optimization.gather_kernel_buffer_threshold: "),
         ("optimization { priority: PRIORITY_MAX }", "optimization.priority: models have no priority"),
         ("optimization { eager_batching: true }", "optimization.eager_batching: "),
+        (
+            "instance_group { rate_limiter { resources { name: 'R' count: 4 } priority: 2 } }",
+            "instance_group.rate_limiter",
+        ),
+        (
+            "instance_group { profile: [ '0' ] passive: false }",
+            "instance_group.profile, secondary_devices: models run on",
+        ),
+        (
+            "instance_group { secondary_devices { kind: KIND_NVDLA device_id: 0 } }",
+            "secondary_devices: models run on CPUs",
+        ),
+        (
+            "optimization { cuda { graphs: true graph_spec { batch_size: 4 input { key: 'x' value"
+            " { dim: [ 3 ] } } graph_lower_bound { batch_size: 1 } } output_copy_stream: true } }",
+            "optimization.cuda: models run on CPUs",
+        ),
+        ("cc_model_filenames { key: '7.5' value: 'model_t4.onnx' }", "cc_model_filenames: those are for GPUs"),
+        (
+            "model_metrics { metric_control: [ { metric_identifier: { family: 'nv_first_response_ms' }"
+            " histogram_options: { buckets: [ -1, 0.5, 1 ] } } ] }",
+            "model_metrics: metrics have the buckets of this server",
+        ),
         ('metric_tags { key: "team" value: "risk" }', "without team"),
         ("instance_group [ { count: 1 }, { kind: KIND_CPU count: 2 } ]", "instance_group: 2 groups are taken together"),
         ("instance_group [ { kind: KIND_AUTO gpus: [ 0 ] } ]", "instance_group.gpus: models run on CPUs"),
@@ -69,6 +92,7 @@ def test_what_is_honoured_needs_no_note(text: str) -> None:
         ("model_transaction_policy { decoupled: true }", "model_transaction_policy.decoupled: is not supported"),
         ("optimization { graph { level: 3 } }", "optimization.graph.level: is 3; expected -1 (basic), 0 (all), 1"),
         ("optimization { execution_accelerators { } }", 'field "execution_accelerators" of ModelOptimizationPolicy is'),
+        ("instance_group { passive: true }", "instance_group.passive: is not supported: each instance answers"),
         ("sequence_batching { }", 'field "sequence_batching" of ModelConfig is not supported'),
         ("input { name: 'x' data_type: 11 dims: 1 allow_ragged_batch: true }", 'input: "x": allow_ragged_batch is not'),
         ("output { name: 'y' data_type: 11 dims: 1 is_shape_tensor: true }", 'output: "y": is_shape_tensor is not'),
