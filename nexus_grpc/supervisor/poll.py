@@ -118,18 +118,18 @@ class Poll:
         entries = {entry.name: entry for entry in contents.entries}
         names = [name for name in sorted(set(entries) | set(self._lifecycle.states)) if only in ("", name)]
 
-        async def one(name: str) -> Failures:
+        async def one(name: str) -> Failures | None:
             if settled and await self._is_busy(name, entries.get(name)):
                 self._left = True  # the next look will do
-                return {}
+                return None
             return await self._take_up(name, actor, asked)
 
         # At once: a model whose load takes long, or hangs, holds up none of the others.
         ends = await asyncio.gather(*(self._for_itself(name, one) for name in names))
         return {name: failures for name, failures in zip(names, ends, strict=True) if failures}
 
-    async def _for_itself(self, name: str, work: Callable[[str], Awaitable[Failures]]) -> Failures:
-        """A model's failure, whatever it is, is its own."""
+    async def _for_itself(self, name: str, work: Callable[[str], Awaitable[Failures | None]]) -> Failures:
+        """A model's failure, whatever it is, is its own. Of one that was not looked at (None) nothing new is known."""
         try:
             failures = await work(name)
         except Exception as error:
@@ -137,8 +137,9 @@ class Poll:
             if self._said.is_news(name, str(error)):
                 self._log.error("cannot take up a model", model=name, **why(error))
             return {"": _as_ours(name, error)}
-        self._said.is_news(name, "")
-        return failures
+        if failures is not None:
+            self._said.is_news(name, "")
+        return failures or {}
 
     async def _is_busy(self, name: str, entry: ModelEntry | None) -> bool:
         """Whether it is being changed, by an operation or by hand."""

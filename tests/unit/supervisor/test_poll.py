@@ -264,6 +264,18 @@ def test_a_version_that_cannot_be_read_holds_up_no_other(
     assert run.records()["bad"] == [1, 3]
 
 
+def test_a_complaint_is_not_said_again_because_files_came_meanwhile(
+    run: Run, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreadable(monkeypatch, "bad")
+    assert [line["event"] for line in run.look()] == ["cannot take up a model"]
+    file = repository / "bad/1/model.onnx"
+    os.utime(file)
+    assert run.look() == [], "not looked at: it changed just now"
+    os.utime(file, OLD)
+    assert run.look() == [], "said once"
+
+
 def test_permissions_that_change_are_seen(run: Run, repository: Path) -> None:
     path = repository / "a/1/model.onnx"
     before = storage.repository_fingerprint(repository)
