@@ -10,10 +10,18 @@ import grpc
 import numpy.typing as npt
 
 from nexus_grpc.client import calls, casting
-from nexus_grpc.client.calls import Call, Feed, Inputs, Outputs, StreamCall, serialised
+from nexus_grpc.client.calls import Call, Feed, Inputs, Outputs, StreamCall, each_of, serialised
 from nexus_grpc.client.casting import Deadline
 from nexus_grpc.client.connection import ClientBase
-from nexus_grpc.client.errors import DeadlineExceeded, InvalidInput, Unavailable, closed, from_rpc, request_id_of
+from nexus_grpc.client.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    NexusClientError,
+    Unavailable,
+    closed,
+    from_rpc,
+    request_id_of,
+)
 from nexus_grpc.client.results import (
     BatchPrediction,
     InferResult,
@@ -141,7 +149,7 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
     def infer_stream(
         self,
         model: str,
-        requests: Iterable[Inputs] | AsyncIterable[Inputs],
+        requests: Iterable[Inputs | npt.ArrayLike] | AsyncIterable[Inputs | npt.ArrayLike],
         *,
         outputs: Outputs = (),
         version: str = "",
@@ -153,7 +161,19 @@ class AsyncClient(ClientBase[grpc.aio.Channel]):
     ) -> AsyncAnswers[InferResult]:
         """As Client.infer_stream; `requests` may be asynchronous, and is read by a task of this loop."""
         stream = calls.infer_stream(model, outputs, version, parameters, datatypes, timing)
-        return self._stream(stream, requests, timeout_s, request_id)
+        deadline, casts = Deadline(timeout_s), casting.StreamCasting(datatypes)
+
+        async def fitted() -> AsyncIterator[Inputs]:
+            async for inputs in each_of(requests):
+                if casts.asks(inputs):
+                    try:
+                        info = await self.model(model, version=version, timeout_s=deadline.remaining_s())
+                        casts.learn(info.inputs)
+                    except NexusClientError as error:
+                        casts.failed(inputs, error)
+                yield casts.fit(inputs)
+
+        return self._stream(stream, fitted(), timeout_s, request_id)
 
     async def predict(
         self,

@@ -12,7 +12,15 @@ from nexus_grpc.client import calls, casting
 from nexus_grpc.client.calls import Call, Feed, Inputs, Outputs, StreamCall, serialised
 from nexus_grpc.client.casting import Deadline
 from nexus_grpc.client.connection import ClientBase
-from nexus_grpc.client.errors import DeadlineExceeded, InvalidInput, Unavailable, closed, from_rpc, request_id_of
+from nexus_grpc.client.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    NexusClientError,
+    Unavailable,
+    closed,
+    from_rpc,
+    request_id_of,
+)
 from nexus_grpc.client.results import (
     BatchPrediction,
     InferResult,
@@ -153,7 +161,7 @@ class Client(ClientBase[grpc.Channel]):
     def infer_stream(
         self,
         model: str,
-        requests: Iterable[Inputs],
+        requests: Iterable[Inputs | npt.ArrayLike],
         *,
         outputs: Outputs = (),
         version: str = "",
@@ -165,12 +173,26 @@ class Client(ClientBase[grpc.Channel]):
     ) -> Answers[InferResult]:
         """One inference per item of `requests`, each as `infer` takes its inputs, over one stream; see Answers.
 
+        One array for the only input, and casts that change no number, need the model's inputs: they are asked for once.
+        A cast that would change a number ends the stream there, with InvalidInput.
+
         `requests` is read in another thread, as far ahead as the server takes them. `timeout_s` is for the whole
         stream, and unlimited where None. Nothing is retried. Errors within the stream have the code UNKNOWN: the
         protocol gives only their message.
         """
         stream = calls.infer_stream(model, outputs, version, parameters, datatypes, timing)
-        return self._stream(stream, requests, timeout_s, request_id)
+        deadline, casts = Deadline(timeout_s), casting.StreamCasting(datatypes)
+
+        def fitted() -> Iterator[Inputs]:
+            for inputs in requests:
+                if casts.asks(inputs):
+                    try:
+                        casts.learn(self.model(model, version=version, timeout_s=deadline.remaining_s()).inputs)
+                    except NexusClientError as error:
+                        casts.failed(inputs, error)
+                yield casts.fit(inputs)
+
+        return self._stream(stream, fitted(), timeout_s, request_id)
 
     def predict(
         self,

@@ -68,14 +68,20 @@ class Feed:
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         try:
-            if isinstance(self._items, AsyncIterable):
-                async for item in self._items:
-                    yield self._encode(item)
-            else:
-                for item in self._items:
-                    yield self._encode(item)
+            async for item in each_of(self._items):
+                yield self._encode(item)
         except Exception as error:
             self.failure = error
+
+
+async def each_of(items: Any) -> AsyncIterator[Any]:
+    """The items of an iterable of either kind."""
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
 
 
 def serialised(message: Any) -> bytes:

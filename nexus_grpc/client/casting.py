@@ -2,6 +2,7 @@
 has, where that loses nothing.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nexus_grpc.client.codec import NUMBERS
-from nexus_grpc.client.errors import InvalidInput, invalid
+from nexus_grpc.client.errors import InvalidInput, NexusClientError, invalid
 from nexus_grpc.client.results import TensorInfo
 
 # What numpy makes of Python's numbers, which says nothing of what the caller meant.
@@ -23,10 +24,16 @@ MOMENT_S = 0.001
 
 def may_help(inputs: Any, datatypes: Mapping[str, str] | None, error: InvalidInput) -> bool:
     """Whether the server refused (not this client), and `fit` could change something."""
-    if not error.details or not isinstance(inputs, Mapping):
-        return False
-    given = [np.asarray(value).dtype.name for name, value in inputs.items() if name not in (datatypes or {})]
-    return not _DEFAULTS.isdisjoint(given)
+    return bool(error.details) and isinstance(inputs, Mapping) and _has_defaults(inputs, datatypes)
+
+
+def _has_defaults(inputs: Mapping[str, Any], datatypes: Mapping[str, str] | None) -> bool:
+    """Whether an array is of a type that numpy chose. What is no array is the codec's to refuse."""
+    for name, value in inputs.items():
+        with contextlib.suppress(ValueError):
+            if name not in (datatypes or {}) and np.asarray(value).dtype.name in _DEFAULTS:
+                return True
+    return False
 
 
 def fit(inputs: Any, known: Sequence[TensorInfo], datatypes: Mapping[str, str] | None) -> dict[str, npt.ArrayLike]:
@@ -68,6 +75,36 @@ def _cast(name: str, value: npt.ArrayLike, datatype: str) -> npt.ArrayLike:
             f" is fine, send {name}.astype(np.{dtype.name})"
         )
     return cast
+
+
+class StreamCasting:
+    """The inputs of a stream. The model's are asked for once, with the first item that may need them: `asks`, and then
+    `learn` or `failed`.
+    """
+
+    def __init__(self, datatypes: Mapping[str, str] | None) -> None:
+        self._datatypes = datatypes
+        self._known: Sequence[TensorInfo] | None = None
+        self._has_asked = False
+
+    def asks(self, inputs: Any) -> bool:
+        if self._known is not None:
+            return False
+        return not isinstance(inputs, Mapping) or (not self._has_asked and _has_defaults(inputs, self._datatypes))
+
+    def learn(self, known: Sequence[TensorInfo]) -> None:
+        self._known = known
+
+    def failed(self, inputs: Any, error: NexusClientError) -> None:
+        """They cannot be had, by one who may only predict for instance: arrays by name go as they are. Raises the error
+        for one array."""
+        self._has_asked = True
+        if not isinstance(inputs, Mapping):
+            raise error
+
+    def fit(self, inputs: Any) -> Any:
+        """Raises InvalidInput."""
+        return inputs if self._known is None else fit(inputs, self._known, self._datatypes)
 
 
 def is_unchanged(inputs: Any, fitted: Mapping[str, Any]) -> bool:

@@ -241,6 +241,19 @@ def test_streams(nexus: Any) -> None:
     assert nexus.predict_stream("iris", []) == []
 
 
+def test_streams_take_inputs_as_infer_does(nexus: Any) -> None:
+    wide = IRIS[:1].astype(np.float64)
+    first, second, third, refused = nexus.infer_stream(
+        "iris", [wide, {"X": wide}, IRIS[:1], [[5.1, 3.5, 1.4, 0.2]], wide]
+    )
+    assert [each["label"].tolist() for each in (first, second, third)] == [[0]] * 3
+    assert "send X.astype(np.float32)" in refused.message
+    (refused,) = nexus.infer_stream("all_types", [IRIS])
+    assert "one array is given, and the model's inputs are 'in_" in refused.message
+    (missing,) = nexus.infer_stream("none", [IRIS])
+    assert isinstance(missing, NotFound)
+
+
 def test_an_error_in_a_stream_ends_only_its_request(nexus: Any) -> None:
     good, bad = {"X": IRIS[:1]}, {"X": IRIS[:1, :2]}
     first, error, last = nexus.infer_stream("iris", [good, bad, good])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nexus_grpc.client.casting import KNOWN_MAX, Deadline, KnownInputs, fit, is_unchanged, may_help
+from nexus_grpc.client.casting import KNOWN_MAX, Deadline, KnownInputs, StreamCasting, fit, is_unchanged, may_help
 from nexus_grpc.client.errors import InvalidInput, invalid
 from nexus_grpc.client.results import TensorInfo
 
@@ -107,3 +107,22 @@ def test_a_deadline_over_several_calls() -> None:
     assert Deadline(-1).remaining_s() == -1
     assert Deadline(1e-9).remaining_s() == pytest.approx(0.001)
     assert 9 < (Deadline(10).remaining_s() or 0) <= 10
+
+
+def test_a_stream_asks_once_and_does_without_for_arrays_by_name() -> None:
+    """One who may only predict cannot ask."""
+    wide, exact = {"x": np.array([0.5])}, {"x": np.array([0.5], np.float32)}
+    casts = StreamCasting(None)
+    assert not casts.asks(exact)
+    assert casts.asks(wide)
+    casts.failed(wide, invalid("no"))
+    assert not casts.asks(wide)
+    assert casts.fit(wide) is wide
+    assert casts.asks(wide["x"])
+    with pytest.raises(InvalidInput, match="no"):
+        casts.failed(wide["x"], invalid("no"))
+    casts.learn((X,))
+    assert not casts.asks(wide["x"])
+    assert casts.fit(wide["x"])["x"].dtype == np.float32
+    assert not StreamCasting({"x": "FP64"}).asks(wide)
+    assert not StreamCasting(None).asks({"x": [[1], [1, 2]]})
