@@ -260,7 +260,10 @@ def _read_config(folder: Path, root: Path) -> ModelConfig | None:
 
 
 def _no_versions(folder: Path, config: ModelConfig | None) -> str:
-    return f"has no version folder: expected {folder.name}/1/{_model_file(config)}"
+    text = f"has no version folder: expected {folder.name}/1/{_model_file(config)}"
+    if folder.name.isdecimal() and any(folder.glob("*.onnx")):
+        text += "; it looks like a version itself: is the repository the folder above?"
+    return text
 
 
 def _model_file(config: ModelConfig | None) -> str:

@@ -5,15 +5,30 @@ One module per command. grpc, onnxruntime and pydantic are imported inside the c
 """
 
 import importlib.metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from nexus_grpc.cli import ab, doctor, envoy, health, keys, models, predict, rollback, serve
 from nexus_grpc.cli.credentials import with_tls
 
+
+class Commands(TyperGroup):
+    """The commands; of one that is in a group it is said where."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As its base has it. Raises what Context.fail does."""
+        if args and args[0] not in self.commands:
+            groups = [name for name, each in self.commands.items() if args[0] in getattr(each, "commands", ())]
+            if groups:
+                ctx.fail(f"No such command {args[0]!r}. Did you mean `nexus {groups[0]} {args[0]}`?")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="nexus",
+    cls=Commands,
     help="Nexus gRPC: an inference server for ONNX models.",
     no_args_is_help=True,
     # Rich's help cuts long option names to fit 80 columns.

@@ -1,5 +1,6 @@
 """`nexus predict`: one row through a running server."""
 
+import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 # So that a negative number is taken for a feature, not for an option; a mistyped option then is no number.
 CONTEXT_SETTINGS: dict[str, Any] = {"ignore_unknown_options": True}
+OPTIONS = ("--text", "--version", "--address", "--timeout", "--json", "--tls-ca", "--help")
 
 
 def predict(
@@ -53,12 +55,26 @@ def parse_features(words: Sequence[str]) -> list[float]:
     """
     numbers: list[float] = []
     for word in words:
-        for part in word.replace(",", " ").split():
+        # As JSON has it, too.
+        for part in word.replace(",", " ").replace("[", " ").replace("]", " ").split():
             try:
                 numbers.append(float(part))
             except ValueError:
-                raise typer.BadParameter(f"{part!r} is not a number", param_hint="FEATURES") from None
+                raise _no_number(part) from None
     return numbers
+
+
+def _no_number(word: str) -> Exception:
+    """What is wrong with a word where numbers are expected."""
+    if word.startswith("-"):
+        close = difflib.get_close_matches(word.partition("=")[0], OPTIONS, n=1)
+        return typer.BadParameter(
+            f"there is no option {word}" + (f"; did you mean {close[0]}?" if close else ""), param_hint="OPTIONS"
+        )
+    return typer.BadParameter(
+        f"{word!r} is not a number; expected such as 5.1,3.5,1.4,0.2, or, for a model that takes text, --text {word!r}",
+        param_hint="FEATURES",
+    )
 
 
 def _print_answer(answer: "PredictResponse") -> None:

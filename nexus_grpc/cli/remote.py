@@ -48,6 +48,11 @@ def connected(address: str) -> "Iterator[grpc.Channel]":
     """
     import grpc
 
+    from nexus_grpc.client.addresses import why_not
+
+    wrong = why_not(address)
+    if wrong:
+        fail(wrong)
     for name, meant in variables.misspelt(os.environ).items():
         typer.echo(f"nexus: {variables.warning(name, meant)}", err=True)
     # The answer's size is the server's to limit; a proxy is for other machines.
@@ -111,17 +116,18 @@ def describe(error: "grpc.RpcError", address: str) -> str:
     """The error as one line: the code and the server's message, or that there is no server."""
     import grpc
 
+    from nexus_grpc.client.addresses import unreachable
+
     if not isinstance(error, grpc.Call):
         return str(error)
     code, details = error.code(), error.details() or ""
-    # gRPC core's words for a connection that can't be made (a server's own UNAVAILABLE has the server's words).
-    unreachable = ("failed to connect", "DNS resolution failed", "Connection refused", "Name or service not known")
     if code == grpc.StatusCode.UNAVAILABLE and "handshake failed" in details:
         return f"{address}: TLS failed: {' '.join(details.split())}"
-    if code == grpc.StatusCode.UNAVAILABLE and any(words in details for words in unreachable):
-        if "Socket closed" in details:
-            return f"{address} closes the connection at once; if its port has TLS, add --tls-ca FILE"
-        return f"no server at {address}: start one with `make serve` or `nexus serve`"
+    if code == grpc.StatusCode.UNAVAILABLE and "Socket closed" in details:
+        return f"{address} closes the connection at once; if its port has TLS, add --tls-ca FILE"
+    nobody = unreachable(address, details) if code == grpc.StatusCode.UNAVAILABLE else ""
+    if nobody:
+        return nobody
     # One line, whatever the server wrote.
     line = f"{code.name if code is not None else 'UNKNOWN'}: {' '.join(details.split())}"
     refused = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)

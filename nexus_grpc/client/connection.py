@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
+from nexus_grpc.client.addresses import why_not
 from nexus_grpc.client.casting import KnownInputs
 from nexus_grpc.client.errors import REQUEST_ID_KEY, closed, invalid
 from nexus_grpc.client.retry import DEFAULT_RETRY, Attempts, Retry
@@ -96,6 +97,8 @@ class ClientBase(Generic[Channel]):
     ) -> None:
         if channels < 1 or max_message_bytes < 1 or not keepalive_s > 0 or not timeout_s > 0:
             raise ValueError("channels, max_message_bytes, keepalive_s and timeout_s must be positive")
+        if why_not(address):
+            raise ValueError(why_not(address))
         if not _is_sendable(api_key):
             # Not a word of it: errors end in logs.
             raise ValueError("api_key has characters that no API key has")

@@ -137,20 +137,26 @@ def _peek(body: bytes, needle: bytes, search: Callable[[bytes], re.Match[bytes] 
     return found[1] if found else None
 
 
+# What other servers, and people, call it.
+NAME_KEYS = ("model_id", "model_name", "model", "name", "id")
+
+
 def _parsed_addressee(body: bytes, name_key: str, version_key: str, *, may_miss: bool) -> tuple[bytes, bytes]:
-    """`may_miss`: without its key the name is empty, which is for the routes to understand."""
+    """`may_miss`: where nothing names a model the name is empty, which is for the routes to understand."""
     content = parse(body)
     if not isinstance(content, dict):
         raise InvalidInput(f"the body must be a JSON object, got {type(content).__name__}")
-    is_there = name_key in content or not may_miss
-    name = content.get(name_key) if is_there else ""
+    given = next((each for each in NAME_KEYS if each in content), "")
+    is_named = bool(given) or not may_miss
+    name = content.get(name_key) if is_named else ""
     if name is None:
-        raise InvalidInput(f'field "{name_key}" is missing: it names the model', field=name_key)
+        meant = f'; is it what the body has as "{given}"?' if given else ""
+        raise InvalidInput(f'field "{name_key}" is missing: it names the model{meant}', field=name_key)
     version = content.get(version_key, "") if version_key else ""
     for key, value in ((name_key, name), (version_key, version)):
         if not isinstance(value, str):
             raise InvalidInput(f'field "{key}" must be a string', field=key)
-    if is_there and not name:
+    if is_named and not name:
         raise InvalidInput(f'field "{name_key}" is empty: it names the model', field=name_key)
     return name.encode("utf-8", "replace"), version.encode("utf-8", "replace")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from nexus_grpc import compiled, logs
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
@@ -66,7 +67,7 @@ def print_banner(settings: Settings, catalogue: Catalogue, worker_cores: list[li
     """Print the table to standard output."""
     console = Console(highlight=False, soft_wrap=False)
     console.print(_listeners(settings, worker_cores))
-    console.print(_models(catalogue))
+    console.print(_models(catalogue) if catalogue.listed else _no_models(settings))
     examples = _examples(settings, catalogue)
     if examples:
         console.print("Try:", style="bold")
@@ -104,6 +105,14 @@ def _models(catalogue: Catalogue) -> Table:
     if hidden > 0:
         table.add_row(f"… and {hidden} more", "", "", "see `nexus models list`", "")
     return table
+
+
+def _no_models(settings: Settings) -> Text:
+    folder = settings.model_repository
+    return Text(
+        f"No models yet. Put one at {folder / 'NAME' / '1' / 'model.onnx'}, or upload one: {_command()} models upload"
+        " FILE --id NAME"
+    )
 
 
 def _metadata(version: Version) -> pb.ModelMetadataResponse:

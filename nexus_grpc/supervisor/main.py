@@ -7,7 +7,8 @@ import sys
 import setproctitle
 import uvloop
 
-from nexus_grpc import logs, python_log, variables
+from nexus_grpc import cpus, logs, python_log, variables
+from nexus_grpc.configuration import ConfigurationError
 from nexus_grpc.ipc.confinement import keep_private
 from nexus_grpc.ipc.errors import StorageFailed
 from nexus_grpc.ipc.segment import SegmentError
@@ -35,6 +36,7 @@ def run(settings: Settings) -> int:
     for name, meant in variables.unknown(os.environ, map(variable_name, Settings.model_fields)).items():
         logs.logger().warning(variables.warning(name, meant))
     check_sidecar(settings)
+    _check_cpus(settings.cpus)
     contents = read_repository(settings.model_repository)
 
     async def serve() -> int:
@@ -51,6 +53,15 @@ def run(settings: Settings) -> int:
         return EXIT_FAILED
     finally:
         log_pump.finish()
+
+
+def _check_cpus(wanted: str) -> None:
+    """Raises ConfigurationError for cores that this process may not use: its children could not start on them."""
+    usable = sorted(os.sched_getaffinity(0))
+    missing = [str(core) for core in cpus.parse_cpu_list(wanted) if core not in usable]
+    if missing:
+        text = f"cpus = {wanted!r}: there is no core {', '.join(missing[:8])} for this server; it may use"
+        raise ConfigurationError(f"{text} {', '.join(map(str, usable))}")
 
 
 def _keep_standard_streams() -> None:

@@ -247,7 +247,8 @@ class TrafficOperations:
 
 def _experiment(state: ModelState) -> policy.Experiment:
     if state.traffic.experiment is None:
-        raise StateConflict(f"no experiment runs on model '{state.name}': start one with POST /admin/ab/setup")
+        text = f"no experiment runs on model '{state.name}': start one with POST /admin/ab/setup or `nexus ab start`"
+        raise StateConflict(text)
     return state.traffic.experiment
 
 

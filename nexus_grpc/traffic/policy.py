@@ -324,7 +324,9 @@ def rollback(traffic: ModelTraffic, serving: int | None) -> ModelTraffic:
     while earlier and earlier[-1] == serving:
         earlier.pop()
     if not earlier:
-        raise StateConflict("there is no earlier version to go back to")
+        raise StateConflict(
+            "there is no earlier version to go back to: no other one was active; activate one by its number"
+        )
     chosen = earlier.pop()
     return dataclasses.replace(
         _without_shadow_of(traffic, chosen),

@@ -205,6 +205,9 @@ def test_an_open_address_needs_a_word(tmp_path: pathlib.Path) -> None:
     done = run("serve", "--model-repository=nowhere", "--rest-port=0", f"--grpc-port={free_port()}", cwd=tmp_path)
     assert done.returncode == 78
     assert "nowhere does not exist" in done.stderr
+    done = run("serve", "--model-repository=.", "--rest-port=0", "--cpus=0,8000", cwd=tmp_path)
+    assert done.returncode == 78
+    assert "there is no core 8000 for this server; it may use 0" in done.stderr
     repository = copy_models(tmp_path / "models", "iris")
     options = ("--host=0.0.0.0", "--insecure-allow-anonymous")
     with running_server(tmp_path, *options, repository=repository) as server:

@@ -1,17 +1,22 @@
 """`nexus models` and `nexus predict` against a gRPC server on a real port, which answers from a script."""
 
+import http.server
 import json
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import grpc
 import pytest
 import typer
+from typer.testing import CliRunner
 
-from nexus_grpc.cli.predict import parse_features
+from nexus_grpc.cli.main import app
+from nexus_grpc.cli.predict import OPTIONS, parse_features
 from nexus_grpc.pb.inference import grpc_service_pb2 as oip
 from nexus_grpc.pb.nexus.v1 import inference_pb2 as nexus
 from nexus_grpc.pb.nexus.v1 import models_pb2
@@ -159,8 +164,70 @@ def test_wrong_usage_of_predict(server: Server, arguments: list[str]) -> None:
 
 
 def test_parse_features_names_what_is_no_number() -> None:
-    with pytest.raises(typer.BadParameter, match="'two' is not a number"):
+    with pytest.raises(typer.BadParameter, match=r"'two' is not a number; expected such as .* --text 'two'"):
         parse_features(["1,two"])
+    with pytest.raises(typer.BadParameter, match="there is no option --adress; did you mean --address"):
+        parse_features(["1", "--adress", "x"])
+    assert parse_features(["[-1,", "2.5]", "3"]) == [-1, 2.5, 3]
+
+
+def test_the_options_that_predict_knows_of_are_its_own() -> None:
+    shown = CliRunner().invoke(app, ["predict", "--help"]).stdout
+    assert set(re.findall(r"--[a-z-]+", shown)) == set(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("upload x", "nexus models upload"),
+        ("create", "nexus keys create"),
+        ("ramp", "nexus ab ramp"),
+        ("serv", "serve"),
+    ],
+)
+def test_a_command_that_is_in_a_group(words: str, meant: str) -> None:
+    result = CliRunner().invoke(app, words.split())
+    assert result.exit_code == 2
+    assert meant in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://127.0.0.1:8001", "'http://127.0.0.1:8001' is a URL; expected HOST:PORT of the server's gRPC port"),
+        ("127.0.0.1", "without a port it is 443; expected HOST:PORT"),
+        ("nowhere.invalid:8001", "there is no machine called as in nowhere.invalid:8001"),
+        ("", "the address is empty"),
+    ],
+)
+def test_an_address_that_is_none(address: str, words: str) -> None:
+    code, _, err = nexus_command(Server(address=address), "predict", "iris", "1")
+    assert code == 1
+    assert words in err
+
+
+def test_a_port_that_speaks_no_grpc() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as site:
+        thread = threading.Thread(target=site.serve_forever)
+        thread.start()
+        code, _, err = nexus_command(Server(address=f"127.0.0.1:{site.server_port}"), "models", "list")
+        site.shutdown()
+        thread.join()
+    assert code == 1
+    assert "speaks no gRPC; expected HOST:PORT of the server's gRPC port" in err
+
+
+def test_health_of_a_service_that_is_not_there(server: Server) -> None:
+    server.answers["Check"] = (grpc.StatusCode.NOT_FOUND, "")
+    code, _, err = nexus_command(server, "health", "iris")
+    assert code == 1
+    assert "the server has no service 'iris'; expected a full name such as inference.GRPCInferenceService" in err
+
+
+def test_a_forgotten_credential(server: Server) -> None:
+    for status in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        server.answers["Predict"] = (status, "no")
+        assert "(this command sends the one in NEXUS_API_KEY or" in nexus_command(server, "predict", "iris", "1")[2]
 
 
 def test_an_error_of_the_server_is_one_line(server: Server) -> None:

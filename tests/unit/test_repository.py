@@ -177,6 +177,14 @@ def test_a_folder_with_nothing_of_a_model_is_skipped(tmp_path: Path) -> None:
     assert scan_model(tmp_path, "scripts") == Skipped("scripts", reason)
 
 
+def test_the_folder_of_a_model_is_no_repository(tmp_path: Path) -> None:
+    add_model(tmp_path, "iris", "1")
+    reason = (
+        "has no version folder: expected 1/1/model.onnx; it looks like a version itself: is the repository the folder"
+    )
+    assert skipped(tmp_path / "iris") == {"1": reason + " above?"}
+
+
 def test_of_two_names_that_differ_by_case_only_the_newcomer_is_skipped(tmp_path: Path) -> None:
     for name in ("Iris", "iris", "BertBase"):
         add_model(tmp_path, name, "1")

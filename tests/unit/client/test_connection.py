@@ -109,6 +109,13 @@ def test_an_api_key_that_cannot_be_one_is_not_repeated(cls: type[Any], api_key: 
     assert api_key.strip() not in str(caught.value)
 
 
+@pytest.mark.parametrize("cls", [Client, AsyncClient])
+def test_a_url_is_no_address(cls: type[Any]) -> None:
+    for address in ("http://127.0.0.1:8001", "https://x"):
+        with pytest.raises(ValueError, match="is a URL; expected HOST:PORT of the server's gRPC port"):
+            cls(address)
+
+
 @pytest.mark.parametrize("request_id", ["two words", "ü", "x" * 129, "a\nb"])
 def test_a_request_id_is_one_that_the_server_keeps(ask: Ask, request_id: str) -> None:
     with pytest.raises(InvalidInput, match="request_id"):

@@ -89,6 +89,7 @@ def test_a_v_before_a_version_is_taken_off() -> None:
         (b"  ", "empty"),
         (b"{", "not valid JSON"),
         (b'"iris"', "must be a JSON object"),
+        (b'{"model":"iris"}', 'is missing: it names the model; is it what the body has as "model"[?]'),
         (b'{"model_id":""}', '"model_id" is empty'),
         (b'{"model_id":7}', '"model_id" must be a string'),
         (b'{"model_id":"iris","model_version":2}', '"model_version" must be a string'),

@@ -103,6 +103,12 @@ def test_no_example_for_models_with_several_inputs(capsys: pytest.CaptureFixture
     assert "x5" not in text
 
 
+def test_without_models_it_says_how_to_have_some(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(shown(catalogue_of(), capsys).split())
+    assert "No models yet. Put one at NAME/1/model.onnx, or upload one:" in text
+    assert "models upload FILE --id NAME" in text
+
+
 def test_many_models_are_summed_up(capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(catalogue_of(*[f"model{number:03}" for number in range(MODELS_SHOWN_MAX + 2)]), capsys)
     assert "… and 2 more" in text
