@@ -25,6 +25,7 @@ from nexus_grpc.model_config import ModelPolicy, check_config, is_file_name, par
 from nexus_grpc.pb.inference.model_config_pb2 import ModelConfig
 from nexus_grpc.version_folders import (
     MODEL_FILE,
+    MODEL_SUFFIX,
     VersionEntry,
     VersionFolders,
     check_inside,
@@ -79,7 +80,7 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A folder of the repository that is no model, and why. The name is printable, whatever the folder's was."""
+    """What is in the repository and is no model, and why. The name is printable, whatever the folder's was."""
 
     name: str
     reason: str
@@ -113,7 +114,8 @@ def read_repository(root: Path) -> Contents:
     real_root, names = _list_root(root)
     read = [_read_folder(root / name, real_root) for name in names if _is_folder(root / name)]
     entries = tuple(each for each in read if isinstance(each, ModelEntry))
-    return Contents(entries, tuple(each for each in read if isinstance(each, Skipped)))
+    stray = [_stray(name) for name in names if name.endswith(MODEL_SUFFIX) and not _is_folder(root / name)]
+    return Contents(entries, (*(each for each in read if isinstance(each, Skipped)), *stray))
 
 
 def scan(root: Path, known: Collection[str] = ()) -> list[ModelEntry]:
@@ -259,9 +261,16 @@ def _read_config(folder: Path, root: Path) -> ModelConfig | None:
     return config
 
 
+def _stray(name: str) -> Skipped:
+    """A model's file among the models' folders."""
+    shown = printable(name)
+    expected = f"{shown.removesuffix(MODEL_SUFFIX)}/1/{MODEL_FILE}"
+    return Skipped(shown, f"a model's file lies in a version's folder: expected {expected}")
+
+
 def _no_versions(folder: Path, config: ModelConfig | None) -> str:
     text = f"has no version folder: expected {folder.name}/1/{_model_file(config)}"
-    if folder.name.isdecimal() and any(folder.glob("*.onnx")):
+    if folder.name.isdecimal() and any(folder.glob(f"*{MODEL_SUFFIX}")):
         text += "; it looks like a version itself: is the repository the folder above?"
     return text
 

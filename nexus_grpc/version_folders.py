@@ -16,7 +16,7 @@ from pathlib import Path
 from nexus_grpc.ipc.errors import ModelNotServable
 
 MODEL_FILE = "model.onnx"
-_SUFFIX = ".onnx"
+MODEL_SUFFIX = ".onnx"
 # Versions travel as int64; leading zeros would give one version two names.
 _VERSION = re.compile(r"v?([1-9][0-9]{0,17})", re.ASCII)
 # So many are named in a message.
@@ -109,7 +109,7 @@ def _onnx_files(folder: Path) -> Iterable[Path]:
     """Those that can be named to other processes, in the order of their names."""
     for path in sorted(folder.iterdir()):
         is_hidden = path.name.startswith(".")
-        if path.suffix == _SUFFIX and not is_hidden and path.name.isprintable() and path.is_file():
+        if path.suffix == MODEL_SUFFIX and not is_hidden and path.name.isprintable() and path.is_file():
             yield path
 
 

@@ -123,6 +123,11 @@ def keys_at(
         raise typer.BadParameter(f"{other} names a registry and --address a server: expected one of them")
     if not address and not local and not makes and has_credential():
         address = os.environ.get(variables.ADDRESS, "")
+        if address:
+            other = "--data-dir or --registry-url would name a registry instead"
+            typer.echo(
+                f"Asking the server at {address} ({variables.ADDRESS}, with your credential; {other}).", err=True
+            )
     if address:
         yield ServerKeys(address)
         return

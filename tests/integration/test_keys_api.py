@@ -89,6 +89,7 @@ def test_a_key_that_is_made_works_at_once_and_is_told_of(site: Site) -> None:
     with grpc.insecure_channel(site.server.address) as channel:
         assert status_of(channel, INDEX, bearer(key)) == 200
     listed = site.nexus("list", "--json", key=site.keys["root"], NEXUS_ADDRESS=site.server.address)
+    assert f"Asking the server at {site.server.address} (NEXUS_ADDRESS, with your credential;" in listed.stderr
     far = next(each for each in json.loads(listed.stdout)["keys"] if each["name"] == "far")
     assert (far["scopes"], far["models"], far["rate_per_minute"]) == (["predict", "read"], ["*"], 600)
     assert (far["expires_at"], far["state"], far["priority"]) == (None, "active", 5)

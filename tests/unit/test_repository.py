@@ -185,6 +185,15 @@ def test_the_folder_of_a_model_is_no_repository(tmp_path: Path) -> None:
     assert skipped(tmp_path / "iris") == {"1": reason + " above?"}
 
 
+def test_a_models_file_among_the_folders_is_said_to_be_in_the_wrong_place(tmp_path: Path) -> None:
+    add_model(tmp_path, "iris", "1")
+    (tmp_path / "churn.onnx").write_bytes(b"")
+    (tmp_path / ".hidden.onnx").write_bytes(b"")
+    reason = "a model's file lies in a version's folder: expected churn/1/model.onnx"
+    assert skipped(tmp_path) == {"churn.onnx": reason}
+    assert [entry.name for entry in scan(tmp_path)] == ["iris"]
+
+
 def test_of_two_names_that_differ_by_case_only_the_newcomer_is_skipped(tmp_path: Path) -> None:
     for name in ("Iris", "iris", "BertBase"):
         add_model(tmp_path, name, "1")
