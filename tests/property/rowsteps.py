@@ -273,6 +273,20 @@ def count(g: Graph) -> None:
     g.add("Range", g.constant(0), number, g.constant(1))
 
 
+def places(g: Graph) -> None:
+    """A row's number times a length, plus a place: into something that lies end to end."""
+    name = g.any(2)
+    sizes = g.add("Shape", name)
+    axes = [g.random.choice([0, 0, 1, -1]), *(g.random.choice([1, 1, 0, -1]) for _ in range(2))]
+    count, length, width = (g.add("Gather", sizes, g.constant(axis)) for axis in axes)
+    numbers = g.add("Unsqueeze", g.add("Range", g.constant(0), count, g.constant(1)), g.constant([1]))
+    own = g.add("Range", g.constant(0), width, g.constant(1))
+    if g.random.random() < 0.3:
+        own = g.add("Add", own, g.constant(g.random.choice([0, 1])))
+    starts = g.add("Mul", numbers, length)
+    g.add("Gather", g.add("Reshape", name, g.constant([-1])), g.add("Add", starts, own))
+
+
 def cast(g: Graph) -> None:
     g.add("Cast", g.any(), to=g.random.choice([TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL]))
 
@@ -390,5 +404,5 @@ STEPS: list[Callable[[Graph], None]] = [
         pad,
         image,
     ],
-    *[normalise, one_hot, recurrent, branch, scan, fused, table],
+    *[places, places, normalise, one_hot, recurrent, branch, scan, fused, table],
 ]

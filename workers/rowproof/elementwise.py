@@ -2,8 +2,22 @@
 
 from collections.abc import Sequence
 
+from .places import is_placing, placed
 from .sizes import Dim, broadcast
-from .values import Call, Fixed, NotProved, RowNumbers, Rows, Value, is_single, need, need_fixed, position, rows
+from .values import (
+    Call,
+    Fixed,
+    NotProved,
+    RowNumbers,
+    RowPlaces,
+    Rows,
+    Value,
+    is_single,
+    need,
+    need_fixed,
+    position,
+    rows,
+)
 
 
 def together(values: Sequence[Value | None]) -> Rows:
@@ -43,19 +57,21 @@ def _check_alignment(operand: Rows | Fixed, first: Rows) -> None:
 
 def elementwise(call: Call) -> Sequence[Value]:
     need(call.opset >= 7 or call.domain or "axis" not in call.attributes, "the old way of broadcasting")
+    if is_placing(call):
+        return placed(call)
     return [together(call.inputs)]
 
 
 def identity(call: Call) -> Sequence[Value]:
     value = call.inputs[0]
-    need(isinstance(value, Rows | RowNumbers), "the input counts rows")
+    need(isinstance(value, Rows | RowNumbers | RowPlaces), "the input counts rows")
     return [value] if value is not None else []
 
 
 def cast(call: Call) -> Sequence[Value]:
     """To an integer type that holds any row's number, row numbers stay what they are."""
     value = call.inputs[0]
-    if isinstance(value, RowNumbers):
+    if isinstance(value, RowNumbers | RowPlaces):
         need(call.get("to") in (6, 7), "row numbers are cast to another type")
         return [value]
     return [rows(call)]

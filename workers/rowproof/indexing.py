@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+from .places import picked
 from .sizes import BATCH, Dim, Size, divided, is_computed, product
 from .values import (
     Call,
     Fixed,
     NotProved,
     RowNumbers,
+    RowPlaces,
     Rows,
     Value,
     axes,
@@ -25,6 +27,8 @@ INPUT_DIMENSION = "input "
 
 def gather(call: Call) -> Sequence[Value]:
     data, indices = call.inputs
+    if isinstance(indices, RowPlaces):
+        return picked(call, data, indices)
     if not isinstance(data, Rows | Fixed) or not isinstance(indices, Rows | Fixed):
         raise NotProved("it picks by the number of rows, or by rows' numbers")
     if data.shape is None or indices.shape is None:

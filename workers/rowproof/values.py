@@ -20,11 +20,15 @@ class NotProved(Exception):
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fixed:
     """The same whatever the batch, though it may depend on the rows' shape. None: shape or contents are not known.
-    `narrow`: in 32 bits, which wrap round sooner."""
+
+    narrow: in 32 bits, which wrap round sooner.
+    below: its elements are integers of 0 or more, and less than this size; None: not known to be.
+    """
 
     shape: Shape | None = None
     value: Elements | None = None
     narrow: bool = False
+    below: Dim | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,6 +88,17 @@ class RowNumbers:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class RowPlaces:
+    """Integers that lie in their own row's part where rows of `stride` elements lie end to end: row n's, along `axis`
+    of size N, are n * stride and less than stride more; with `is_start` exactly n * stride."""
+
+    axis: int
+    shape: Shape
+    stride: Dim
+    is_start: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Lost:
     """Anything else; `node`, `op_type` and `why` are of the first operator that lost it."""
 
@@ -92,7 +107,7 @@ class Lost:
     why: str
 
 
-Value = Fixed | Sizes | Rows | RowNumbers | Lost
+Value = Fixed | Sizes | Rows | RowNumbers | RowPlaces | Lost
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, Tenso
 
 from .contents import ELEMENTS_MAX, followed, is_narrow
 from .control import carried, joined, scanned, turn_of
+from .places import bound
 from .sizes import Dim, Element, Size, of_batch, product
 from .table import RANDOM, RULES
-from .values import Call, Fixed, Lost, NotProved, RowNumbers, Rows, Sizes, Value, contents, need
+from .values import Call, Fixed, Lost, NotProved, RowNumbers, RowPlaces, Rows, Sizes, Value, contents, need
 
 DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
 # Not those that wrap round where nobody looks: integers of fewer bits.
@@ -170,7 +171,7 @@ class Walk:
             return [contents(elements, is_narrow(call))]
         if any(isinstance(value, Sizes) for value in call.inputs):
             return None
-        return [Fixed(self._shapes.get(name)) for name in node.output]
+        return [Fixed(self._shapes.get(name), below=bound(call)) for name in node.output]
 
     def _with_subgraphs(
         self, node: NodeProto, inner: list[GraphProto], inputs: list[Value | None], state: State
@@ -253,7 +254,7 @@ def _draws(graph: GraphProto) -> bool:
 def _shape_of(call: Call) -> Value:
     """Shape and Size."""
     value = call.inputs[0]
-    if not isinstance(value, Fixed | Sizes | Rows | RowNumbers):
+    if not isinstance(value, Fixed | Sizes | Rows | RowNumbers | RowPlaces):
         raise NotProved("what it measures is not known")
     if value.shape is None:
         return Fixed()

@@ -35,6 +35,13 @@ class Case:
         return graph(self.body, self.inputs, self.consts, self.opset, self.outputs)
 
 
+LINEAR = """
+    s = Shape(x) n = Gather(s, i0) l = Gather(s, i1) r = Range(i0, n, i1) p = Range(i0, l, i1) q = Add(p, {place})
+    ru = Unsqueeze(r, a123) pu = Unsqueeze(q, a012) m = Mul(ru, l) t = Add(pu, m) f = Reshape(x, all)
+    g = Gather<axis = 0>(f, t) y = Cast<to = 1>(g)
+"""
+LINEAR_CONSTANTS = """int64 i0 = {0}, int64 i1 = {1}, int64[1] all = {-1}, int64[3] a123 = {1, 2, 3},
+    int64[3] a012 = {0, 1, 2}"""
 PROVED = {
     "elementwise": Case("a = Relu(x) b = Mul(a, x) y = Add(b, w)", consts="float[4] w = {1, 2, 3, 4}"),
     "a scalar": Case("y = Div(x, w)", consts="float w = {3}"),
@@ -85,6 +92,8 @@ PROVED = {
     ),
     "Reshape": Case("y = Reshape(x, t)", consts="int64[3] t = {-1, 2, 2}"),
     "Reshape by 0": Case("y = Reshape(x, t)", consts="int64[3] t = {0, 2, -1}"),
+    # A sentence encoder's mask[row, place], as exporters without GatherND write it.
+    "linear indices": Case(LINEAR.format(place="i0"), "int64[n, l] x", LINEAR_CONSTANTS),
     # An OCR recogniser's: right for a height of 1, and else what onnxruntime's optimiser makes of it.
     "Reshape of each row's own": Case(
         "s = Shape(x) l = Slice(s, two, three) t = Concat<axis = 0>(zero, one, l) y = Reshape(x, t)",
@@ -215,6 +224,7 @@ REFUSED = {
     ),
     "Reshape": Case("t = Transpose(x) y = Reshape(t, s)", consts="int64[2] s = {-1, 4}"),
     "Reshape to what is fixed": Case("y = Reshape(x, s)", consts="int64[2] s = {2, -1}"),
+    "linear indices beyond a row": Case(LINEAR.format(place="i1"), "int64[n, l] x", LINEAR_CONSTANTS),
     "Reshape by a 0 that is computed": Case(
         "s = Shape(x) b = Slice(s, i, j) z = Sub(b, b) t = Concat<axis = 0>(z, j) y = Reshape(x, t)",
         "float[n, h] x",
