@@ -83,6 +83,9 @@ def models() -> dict[str, onnx.GraphProto]:
             [helper.make_node("Neg", ["w"], ["y"])], [value("w", shape=[2])], [value("y", shape=[2])], w=[2, 3]
         ),
         "optional": optional(),
+        "no_numbers": graph(
+            [helper.make_node("Div", ["x", "zero"], ["probabilities"])], [value("x")], [value("probabilities")], zero=0
+        ),
         "bfloats": bfloats(),
     }
 
@@ -216,6 +219,13 @@ def test_an_optional_input(client: Client, rest: Rest, server: Server) -> None:
     assert predicted(server, "optional", "1,2") == [2, 4]
     config = client.cold("ModelConfig", pb.ModelConfigRequest(name="optional")).config
     assert [(item.name, item.optional) for item in config.input] == [("x", False), ("o", True)]
+
+
+def test_probabilities_that_are_no_numbers_claim_nothing(rest: Rest) -> None:
+    answer = rest("/predict", {"model_id": "no_numbers", "features": [0, 0]}).json
+    assert answer["probabilities"] == ["NaN", "NaN"]
+    assert not {"confidence", "predicted_class", "decision"} & answer.keys()
+    assert "probability" not in rest("/api/v1/predict", {"model_name": "no_numbers", "features": [0, 1]}).json
 
 
 def test_bfloat16_is_raw_two_bytes_each(client: Client, rest: Rest, server: Server) -> None:
