@@ -124,8 +124,8 @@ class Lifecycle:
         self._log.error("model version is down", model=state.name, version=version.version, reason=version.reason)
 
     def _is_lacking(self, state: ModelState) -> bool:
-        """Whether something is to be loaded, perhaps anew, or traffic names what cannot be."""
-        return bool(self.loading.missing(state, retry=False) or self.settling.dead(state))
+        """Whether something is to be loaded, perhaps anew, that nobody loads yet, or traffic names what cannot be."""
+        return bool(set(self.loading.missing(state, retry=False)) - state.loading or self.settling.dead(state))
 
     # --- the routing table ---
 
@@ -164,7 +164,8 @@ class Lifecycle:
         rows, gone = tuple(rows), tuple(delete_versions)
         row = row or state.row or ModelRow(state.name, created_at=now_text(), created_by=actor)
         if traffic is not None:
-            self._check_ready(state, residency.entrusted(state.traffic, traffic))
+            # For a version that lost its file another one stands in.
+            self._check_ready(state, residency.entrusted(state.traffic, traffic) & state.present)
             rows = rows if traffic.closed is not None else _unmarked(state, traffic.primary, rows)
             if traffic.primary != state.traffic.primary and state.current != policy.LINK_UNSEEN:
                 # Who says which version answers has the last word over a link that said so before.

@@ -46,9 +46,10 @@ class ModelOperations:
         async with life.hold(name, new=True) as state:
             numbers = await self._to_load(state, version)
             # A model that was unloaded comes back with all that its traffic names, or not at all.
-            others = sorted(self._needed(state, policy.reopen(state.traffic)) - set(numbers))
+            reopened = policy.reopen(state.traffic)
+            others = self._needed(state, reopened) - set(numbers) if state.traffic.closed else set()
         asked = bool(version) or life.settings.model_control == "explicit"
-        async with life.prepared(name, *numbers, *others, anew=True):
+        async with life.prepared(name, *numbers, *sorted(others), anew=True):
             await life.complete(name)
             async with life.hold(name) as state:
                 self._check_present(state, numbers)

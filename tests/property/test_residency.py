@@ -175,3 +175,33 @@ TestResidency = SupervisedMachine.TestCase
 TestResidency.settings = settings(
     deadline=None, max_examples=examples(30), stateful_step_count=30, suppress_health_check=list(HealthCheck)
 )
+
+
+def replay(*steps: tuple[Any, ...]) -> None:
+    """What was found once."""
+    machine = SupervisedMachine()
+    try:
+        for what, *arguments in steps:
+            machine.both(what, *arguments)
+            machine.it_is_as_the_plain_model_says()
+        before = machine.real.seen()
+        machine.real.restart(True)
+        assert machine.real.seen() == before
+    finally:
+        machine.teardown()
+
+
+def test_a_load_beside_a_chosen_version_that_is_broken() -> None:
+    replay(("activate", 1), ("put", 2, True), ("remove", 1), ("put", 1, False), ("load", 2))
+
+
+def test_an_unloaded_model_has_no_version_that_answers_by_itself() -> None:
+    replay(("activate", 1), ("unload", None), ("activate", None))
+
+
+def test_a_load_of_a_model_whose_chosen_version_is_gone() -> None:
+    replay(("put", 2, True), ("activate", 1), ("unload", None), ("remove", 1), ("load", None))
+
+
+def test_a_model_whose_folder_went_with_an_experiment_running() -> None:
+    replay(("put", 2, True), ("start", 1, 50), ("remove", 1), ("remove", 2), ("abort",), ("put", 1, True))
