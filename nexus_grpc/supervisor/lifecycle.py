@@ -111,7 +111,7 @@ class Lifecycle:
                 if version.state == UNAVAILABLE:
                     self._note_failure(state, version)
                     self._catalogue.drop(version)
-            if not self._is_lacking(state):
+            if not self.is_lacking(state):
                 state.chosen = model_state.choose(state, self._catalogue)
                 self.settling.update_shadow(state)
                 self._show(state)
@@ -123,7 +123,7 @@ class Lifecycle:
         state.failures[version.number] = (version.fingerprint, version.reason)
         self._log.error("model version is down", model=state.name, version=version.version, reason=version.reason)
 
-    def _is_lacking(self, state: ModelState) -> bool:
+    def is_lacking(self, state: ModelState) -> bool:
         """Whether something is to be loaded, perhaps anew, that nobody loads yet, or traffic names what cannot be."""
         return bool(set(self.loading.missing(state, retry=False)) - state.loading or self.settling.dead(state))
 
@@ -302,6 +302,10 @@ class Lifecycle:
         failed: dict[int, NexusError] = {}
         tried: set[int] = set()
         with self._in_use(state), contextlib.ExitStack() as pins:
+            async with state.lock:
+                for version in self._down(state):
+                    self._note_failure(state, version)
+                    await self.deployment.unload(version)
             # Another round where something failed: others may be wanted in its place.
             while missing := [each for each in self.loading.missing(state, retry=retry) if each not in tried]:
                 pins.enter_context(_pinned(state, missing))
@@ -316,7 +320,7 @@ class Lifecycle:
         """The same where something is missing. What an operation needed is there: this is for what its look at the
         files brought to light. The lock must not be held."""
         state = self.states.get(name)
-        if state is not None and self._is_lacking(state):
+        if state is not None and self.is_lacking(state):
             await self.bring_about(name)
 
     async def _load_all(self, state: ModelState, numbers: Iterable[int]) -> dict[int, NexusError]:
@@ -340,16 +344,16 @@ class Lifecycle:
                     await self._tick(state)
 
     async def _tick(self, state: ModelState) -> None:
-        down = [version for version in self._catalogue.of_model(state.name) if version.state == UNAVAILABLE]
-        if down:
-            async with state.lock:
-                for version in down:
-                    self._note_failure(state, version)
-                    await self.deployment.unload(version)
+        if self._down(state):
             await self.bring_about(state.name)
         elif state.traffic.left and self.settling.unwanted(state):
             async with state.lock:
                 await self.settling.retire(state)
+
+    def _down(self, state: ModelState) -> list[Version]:
+        """What was in memory and is not any more, as its worker could not load it again."""
+        found = [each for each in self._catalogue.of_model(state.name) if each.state == UNAVAILABLE]
+        return [each for each in found if not each.retiring and each.number not in state.loading]
 
     @property
     def deployment(self) -> Deployment:

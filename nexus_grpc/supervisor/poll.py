@@ -208,7 +208,7 @@ class Poll:
         gone = any(number not in state.present for number in have)
         changed = any(known[number] != state.fingerprint(number) for number in state.present & set(known))
         mended = any(failed[number] != state.fingerprint(number) for number in state.present & set(failed))
-        return changed or gone or mended
+        return changed or gone or mended or self._lifecycle.is_lacking(state)
 
     async def _current(self, state: ModelState) -> int | None:
         if state.entry is None:

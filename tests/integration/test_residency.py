@@ -183,6 +183,29 @@ def test_a_start_without_an_arm_goes_back_to_what_is_left(repository: pathlib.Pa
         assert admin.ask().by_values == "2"
 
 
+def test_a_version_that_goes_down_while_it_takes_traffic(repository: pathlib.Path) -> None:
+    """Its file was overwritten, which nobody looked at, and then its worker died."""
+    put(repository, 2)
+    with serving(repository) as (server, admin):
+        admin.models("Activate", id=NAME, version="1")
+        admin.traffic("Setup", model=NAME, candidate_version="2", percent=100)
+        put(repository, 2, b"no model")
+        server.children("worker")[0].kill()
+        wait_for(lambda: not admin.traffic("Status", model=NAME).active)
+        wait_for(lambda: admin.ask().by_values == "1")
+        assert admin.states() == {"1": "READY", "2": "UNAVAILABLE"}
+        put(repository, 2)
+        admin.models("Activate", id=NAME, version="2")
+        admin.models("Unload", id=NAME, version="1")
+        put(repository, 2, b"no model")
+        server.children("worker")[0].kill()
+        # Version 1 was unloaded by somebody: it does not stand in.
+        wait_for(lambda: admin.states() == {"1": "UNLOADED", "2": "UNAVAILABLE"})
+        put(repository, 2)
+        admin.reload()
+        assert admin.ask().by_values == "2"
+
+
 def test_a_link_that_stayed_as_it_was_has_no_say(repository: pathlib.Path) -> None:
     put(repository, 2)
     current = repository / NAME / "current"
