@@ -103,6 +103,11 @@ class Batcher:
     def queue_of(self, slot: int) -> ModelQueue | None:
         return self._queues.get(slot)
 
+    def witness_bytes(self) -> int:
+        """What the witnesses of all sessions keep; arms share their version's."""
+        witnesses = {id(queue.model.witness): queue.model.witness.kept_bytes for queue in self._queues.values()}
+        return sum(witnesses.values())
+
     def enqueue(self, queue: ModelQueue, request: Request) -> None:
         if not queue.requests:
             self._turns.append(queue)

@@ -10,6 +10,7 @@ from nexus_grpc.ipc.ends import request_consumer, response_producer
 from nexus_grpc.ipc.errors import Code, NexusError, Overloaded
 from nexus_grpc.ipc.oversize import HandOverError, hand_over_nowait, take_over
 from nexus_grpc.ipc.record import (
+    BLAME_SHIFT,
     ERROR_MESSAGE_MAX_BYTES,
     OVERSIZE,
     RESPONSE_HEADER,
@@ -24,7 +25,7 @@ from nexus_grpc.ipc.segment import (
     map_segment,
 )
 
-Reply = tuple[int, int, bytes, int]
+Reply = tuple[int, int, int, bytes, int]
 
 
 class FrontLink:
@@ -75,7 +76,7 @@ class FrontLink:
 
     def reply(self, sequence: int, payload: bytes) -> None:
         """Queue an answer; publish() makes it visible."""
-        self._send(sequence, int(Code.OK), payload, 0)
+        self._send(sequence, int(Code.OK), 0, payload, 0)
 
     def reply_all(self, sequences: list[int], payloads: list[bytes]) -> None:
         """reply() to many."""
@@ -86,7 +87,7 @@ class FrontLink:
             length = len(payload)
             position = -1 if length > room_max or self._waiting else claim(RESPONSE_HEADER_BYTES + length)
             if position < 0:
-                self._send(sequence, 0, payload, 0)
+                self._send(sequence, 0, 0, payload, 0)
             else:
                 pack_into(content, position, length, 0, 0, 0, sequence)
                 start = position + RESPONSE_HEADER_BYTES
@@ -94,34 +95,35 @@ class FrontLink:
 
     def reply_error(self, sequence: int, error: NexusError) -> None:
         message = error.message.encode("utf-8", "replace")[:ERROR_MESSAGE_MAX_BYTES]
-        self._send(sequence, int(error.code), message + status_bytes(error), len(message))
+        flags = int(error.blame) << BLAME_SHIFT
+        self._send(sequence, int(error.code), flags, message + status_bytes(error), len(message))
 
-    def _send(self, sequence: int, code: int, payload: bytes, message_length: int) -> None:
-        if self._waiting or not self._put(sequence, code, payload, message_length):
-            self._waiting.append((sequence, code, payload, message_length))
+    def _send(self, sequence: int, code: int, flags: int, payload: bytes, message_length: int) -> None:
+        if self._waiting or not self._put(sequence, code, flags, payload, message_length):
+            self._waiting.append((sequence, code, flags, payload, message_length))
 
-    def _put(self, sequence: int, code: int, payload: bytes, message_length: int) -> bool:
+    def _put(self, sequence: int, code: int, flags: int, payload: bytes, message_length: int) -> bool:
         ring = self._responses
         length = len(payload)
         if RESPONSE_HEADER_BYTES + length > ring.inline_max:
-            return self._put_oversize(sequence, code, payload, message_length)
+            return self._put_oversize(sequence, code, flags, payload, message_length)
         position = ring.claim_nowait(RESPONSE_HEADER_BYTES + length)
         if position < 0:
             return False
-        RESPONSE_HEADER.pack_into(ring.payload, position, length, code, 0, message_length, sequence)
+        RESPONSE_HEADER.pack_into(ring.payload, position, length, code, flags, message_length, sequence)
         start = position + RESPONSE_HEADER_BYTES
         ring.payload[start : start + length] = payload
         self.unpublished = True
         return True
 
-    def _put_oversize(self, sequence: int, code: int, payload: bytes, message_length: int) -> bool:
+    def _put_oversize(self, sequence: int, code: int, flags: int, payload: bytes, message_length: int) -> bool:
         ring = self._responses
         position = ring.claim_nowait(RESPONSE_HEADER_BYTES)
         if position < 0:
             return False
         # The room is claimed and must be filled: an answer that cannot be handed over becomes an error.
         if hand_over_nowait(self._side, sequence, (payload,)):
-            RESPONSE_HEADER.pack_into(ring.payload, position, 0, code, OVERSIZE, message_length, sequence)
+            RESPONSE_HEADER.pack_into(ring.payload, position, 0, code, OVERSIZE | flags, message_length, sequence)
         else:
             RESPONSE_HEADER.pack_into(ring.payload, position, 0, int(Overloaded.code), 0, 0, sequence)
         self.unpublished = True

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -16,8 +17,10 @@ from .decisions import decision_of
 from .images import image_input
 from .model import Model, QueuePolicy, Shape, TensorSpec, shape_fits, shape_text, zeros
 from .reshape import reshaped
+from .sample import sample_feeds
 from .session import OpenedSession, open_session
 from .tensors import BYTES, Array, decode_bytes_tensor
+from .witness import KEPT_BYTES_MAX
 
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
@@ -43,6 +46,8 @@ class LoadOrder:
     incarnation: int = 0
     # Why the trial says that requests must not be batched, whatever is proved; empty: it says nothing.
     batching_veto: str = ""
+    # Whether the trial's sample has run there: it will do here, and so tells whose fault a failed run is.
+    sample_runs: bool = False
 
     @property
     def starts_threads(self) -> bool:
@@ -69,6 +74,7 @@ class LoadOrder:
             version_name=message.get("version_name", ""),
             incarnation=message.get("incarnation", 0),
             batching_veto=message.get("batching_veto", ""),
+            sample_runs=message.get("sample_runs", False),
         )
 
 
@@ -78,6 +84,8 @@ def load_model(order: LoadOrder) -> Model:
     opened = _with_declared_shapes(order, reshaped(opened, order.config, order.name))
     _check_config(order, opened)
     model = _model(order, opened)
+    if order.sample_runs:
+        model.witness.knows(functools.partial(sample_feeds, model.inputs))
     _warm_up(order, model)
     return model
 
@@ -220,6 +228,7 @@ def _warm_up(order: LoadOrder, model: Model) -> None:
             }
             for _ in range(max(1, sample.count)):
                 model.run(feeds, False)
+            model.witness.keep(feeds, 0, 0, KEPT_BYTES_MAX)
         except ModelNotServable:
             raise
         except NexusError as error:

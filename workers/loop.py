@@ -6,7 +6,6 @@ while running: intake → next batch → assemble → run → answer; sleep when
 import collections
 import contextlib
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +33,7 @@ from .results import BatchResult
 from .shadow import Shadows
 from .template import find_template, remember_template
 from .v2_decode import decode_v2_infer
+from .verdicts import Verdicts
 
 # Records taken from one ring before the next batch starts: enough for any batch, little enough to stay responsive.
 INTAKE_MAX = 1024
@@ -73,10 +73,10 @@ class WorkerLoop:
     ) -> None:
         self._sleeper = sleeper
         self._stats = stats
-        # Tell the supervisor, which logs, of a bug, and of a model whose batching ends.
-        self._report = report
+        # Tells the supervisor, which logs, of a model whose batching ends.
         self._report_batching = report_batching
         self.batcher = Batcher()
+        self._verdicts = Verdicts(self.batcher, stats, report)
         self._links: list[FrontLink] = []
         self._rings: list[RingConsumer] = []
         self._running = True
@@ -215,7 +215,7 @@ class WorkerLoop:
             if flags & OVERSIZE and not request.oversize:
                 with contextlib.suppress(HandOverError):
                     link.take_oversize(sequence).close()
-            self._fail(slot, request, self._as_refusal(error))
+            self._fail(slot, request, self._verdicts.of(error))
 
     def _decode(self, model: Model, method: int, request: Request, message: bytes) -> Decoded:
         template = find_template(model, method, message)
@@ -300,7 +300,7 @@ class WorkerLoop:
     def _run_apart(self, model: Model, batch: list[Request], error: Exception) -> None:
         """A run has failed. One request's values can do that: find out whose, by halves, and serve the others."""
         if len(batch) == 1:
-            self._fail(model.slot, batch[0], self._as_refusal(error))
+            self._fail(model.slot, batch[0], self._verdicts.of_run(model, error))
             return
         middle = len(batch) // 2
         for half in (batch[:middle], batch[middle:]):
@@ -311,16 +311,6 @@ class WorkerLoop:
             except Exception as again:
                 self._run_apart(model, half, again)
 
-    def _as_refusal(self, error: Exception) -> NexusError:
-        """What a request ends with. Whatever else than a NexusError comes is a bug of ours: it is reported, and costs
-        its request alone."""
-        if isinstance(error, NexusError):
-            return error
-        if isinstance(error, MemoryError):
-            return Overloaded("the worker has no memory for this request; send fewer rows at once")
-        self._report("".join(traceback.format_exception(error)))
-        return InferenceFailed(f"internal error in the worker ({type(error).__name__}); see the server's log")
-
     def _run_batch(self, model: Model, batch: list[Request], started_ns: int) -> None:
         """Assemble, run, answer. Raises before the first answer, or not at all."""
         rows = sum([request.rows for request in batch])
@@ -328,6 +318,8 @@ class WorkerLoop:
         assembled_ns = time.monotonic_ns()
         outputs = model.run(feeds, batch[0].oversize)
         inferred_ns = time.monotonic_ns()
+        if inferred_ns - assembled_ns < model.witness.keep_below_ns:
+            self._verdicts.keep(model, feeds, batch, inferred_ns - assembled_ns)
         result = as_result(model, outputs, rows)
         if result.as_given:
             self._rows_astray(result, len(batch))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .tensors import Array, Datatype
+from .witness import Witness
 
 PROBABILITIES_PREFIX = "prob"
 DEFAULT_VARIANT = "default"
@@ -104,6 +105,8 @@ class Model:
     template_misses: int = 0
     # The output that holds class probabilities, or -1.
     probabilities_index: int = -1
+    # Says whose fault a failed run is; an arm's is its version's, as the session is.
+    witness: Witness = dataclasses.field(default_factory=Witness)
 
     def __post_init__(self) -> None:
         self.templates = {}

@@ -6,7 +6,6 @@ what comes on top is dropped and counted. So a shadow costs the answers nothing 
 
 import collections
 import random
-import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from .model import Model
 from .results import BatchResult
 from .session import as_served
 from .tensors import Array, is_float
+from .witness import size_in_memory
 
 BACKLOG_MAX = 64
 # A batch of large requests may be of hundreds of megabytes.
@@ -88,7 +88,7 @@ class Shadows:
         candidate, share = self.sources.get(slot, (0, 0.0))
         if not candidate or (share < 1 and _random() >= share):
             return
-        size_bytes = sum(_size_bytes(array) for array in (*feeds.values(), *result.outputs))
+        size_bytes = sum(size_in_memory(array) for array in (*feeds.values(), *result.outputs))
         if len(self._waiting) >= BACKLOG_MAX or self._waiting_bytes + size_bytes > BACKLOG_BYTES:
             self._stats.shadow_dropped(slot)
             return
@@ -125,11 +125,6 @@ class Shadows:
             stats.shadowed(copy.slot, copy.rows, disagreed, copy.primary_ns, candidate_ns)
         stats.gauge(WorkerWord.SHADOWING, 0)
         return True
-
-
-def _size_bytes(array: Array) -> int:
-    """What it holds in memory; an array of texts has but pointers to them in itself."""
-    return array.nbytes + (sum(map(sys.getsizeof, array.ravel().tolist())) if array.dtype.hasobject else 0)
 
 
 def disagreeing(primary: Model, outputs: list[Array], candidate: Model, others: list[Array], rows: int) -> int:

@@ -4,7 +4,8 @@
 message that has a worker load a model, with `supervisor_pid` and `limits` beside it. On stdout JSON lines:
 {"step": "..."} before each step, so that a death tells what it was that killed, then the answer:
 
-    {"ok": true, "metadata": base64, "config": base64, "inputs": [...], "outputs": [...], "probing": bool}
+    {"ok": true, "metadata": base64, "config": base64, "inputs": [...], "outputs": [...],
+     "sample_runs": bool, "probing": bool}
     {"ok": false, "kind": "not_onnx" | "refused" | "not_loadable" | "memory", "message": "..."}
 
 Where `probing` is true a last line follows, {"veto": "why requests must not be batched, or empty"}; a process that does
@@ -28,8 +29,6 @@ from nexus_grpc.ipc.process import start_child
 NICENESS = 10
 # Standard streams, the model, warm-up files, the eventfds of onnxruntime's threads.
 OPEN_FILES_MAX = 64
-# A first run on more tells nothing that a smaller one would not, and takes as long as a user's.
-SAMPLE_BYTES_MAX = 64 << 20
 
 
 class NoMemory(Exception):
@@ -135,52 +134,36 @@ def _load_and_run(order: dict[str, Any], answers: TextIO) -> tuple[dict[str, Any
     load_order = LoadOrder.from_message(order, 1)
     model = load_model(load_order)
     tell(answers, {"step": "run"})
-    _run_once(model)
+    sample_runs = _run_once(model)
     answer = {
         "ok": True,
         "metadata": base64.b64encode(metadata_of(model).SerializeToString()).decode(),
         "config": base64.b64encode(config_of(load_order, model).SerializeToString()).decode(),
         "inputs": [_described(spec) for spec in model.inputs],
         "outputs": [_described(spec) for spec in model.outputs],
+        "sample_runs": sample_runs,
         # What config.pbtxt says needs no trial.
         "probing": model.batchable and not model.batch_limit_is_strict,
     }
     return answer, model
 
 
-def _run_once(model: Any) -> None:
-    """One run on ones (or empty texts): to see that it comes back, whatever it says. Raises NoMemory."""
+def _run_once(model: Any) -> bool:
+    """One run on the sample: to see that it comes back. Whether the model took it. Raises NoMemory."""
     from nexus_grpc.ipc.errors import NexusError
 
-    feeds = {}
-    for spec in model.inputs:
-        feed = _sample(spec)
-        if feed is None:
-            return
-        feeds[spec.name] = feed
+    from .sample import is_small, sample_feeds
+
+    if not is_small(model.inputs):
+        return False
     try:
-        model.run(feeds, False)
+        model.run(sample_feeds(model.inputs), False)
     except NexusError as error:
         # A model may well refuse such an input; not so a machine.
         if _kind(error.message) == "memory":
             raise NoMemory from None
-
-
-def _sample(spec: Any) -> Any:
-    """Dimensions of any size are 1; None when even so the input is too large for a sample."""
-    from .model import zeros
-    from .tensors import BYTES
-
-    shape = tuple(1 if dim == -1 else dim for dim in spec.shape)
-    size = spec.datatype.itemsize_bytes
-    for dim in shape:
-        size *= dim
-    if size > SAMPLE_BYTES_MAX:
-        return None
-    array = zeros(spec, shape)
-    if spec.datatype is not BYTES:
-        array[...] = 1
-    return array
+        return False
+    return True
 
 
 def _described(spec: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from nexus_grpc.access.authenticator import Authenticator, Credential
 from nexus_grpc.access.call import API_KEY, AUTHORIZATION, Connection, Metadata, caller_address
 from nexus_grpc.access.certificates import Certificates, from_auth_context
 from nexus_grpc.access.forwarded import ForwardedCertificates
-from nexus_grpc.access.identity import Identity, Scope
+from nexus_grpc.access.identity import ANONYMOUS, Identity, Scope
 from nexus_grpc.access.issuers import parse_trust
 from nexus_grpc.access.jwt_tokens import JwtVerifier, UnknownKey
 from nexus_grpc.access.keys import ApiKey
@@ -37,7 +37,7 @@ class Gate:
     def __init__(
         self, *, optional: bool, anonymous_per_minute: float, certificates: bool, envoy_secret: str = ""
     ) -> None:
-        anonymous = Identity("anonymous", Scope.PREDICT | Scope.READ, rate_per_minute=anonymous_per_minute, priority=9)
+        anonymous = Identity(ANONYMOUS, Scope.PREDICT | Scope.READ, rate_per_minute=anonymous_per_minute, priority=9)
         self._anonymous = anonymous if optional else None
         self._addresses: dict[str, Identity] = {}
         self._authenticator = Authenticator({}, JwtVerifier((), {}), self._anonymous)
@@ -101,5 +101,5 @@ class Gate:
         if known is None:
             if len(self._addresses) >= ADDRESSES_MAX:
                 self._addresses.clear()
-            known = self._addresses[address] = dataclasses.replace(identity, name=f"anonymous:{address}")
+            known = self._addresses[address] = dataclasses.replace(identity, name=f"{ANONYMOUS}:{address}")
         return known

@@ -17,6 +17,8 @@ class Scope(enum.Flag):
 
 SCOPE_NAMES = {"predict": Scope.PREDICT, "read": Scope.READ, "admin": Scope.ADMIN}
 ALL_MODELS = ("*",)
+# What the names of callers without a credential begin with.
+ANONYMOUS = "anonymous"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -32,6 +32,7 @@ MODULES = (
     *(
         f"nexus_grpc.front.{name}"
         for name in (
+            "callers",
             "completion_queue",
             "core_choice",
             "dispatcher",
@@ -81,6 +82,8 @@ MODULES = (
             "v2_decode",
             "v2_envelope",
             "v2_form",
+            "verdicts",
+            "witness",
         )
     ),
 )

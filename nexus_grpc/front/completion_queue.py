@@ -155,6 +155,10 @@ class _StreamCall:
     def finish(self, code: int, message: str) -> None:
         self.call.start_server_batch((cygrpc.SendStatusFromServerOperation((), code, message, 0),), None)
 
+    def peer(self) -> str:
+        peer: bytes = self.call.peer()
+        return peer.decode()
+
 
 _RECEIVED, _SENT, _CLOSED = range(3)
 

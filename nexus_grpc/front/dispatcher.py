@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nexus_grpc.front.endings import Endings
+from nexus_grpc.front.endings import Endings, ending_of
 from nexus_grpc.front.flight import Flight, fail_with
 from nexus_grpc.front.guard import Guard
 from nexus_grpc.front.large_messages import LargeMessages
@@ -26,7 +26,7 @@ from nexus_grpc.front.routes import Route, RouteTable
 from nexus_grpc.front.waiting import WaitingRoom
 from nexus_grpc.ipc.errors import Code, DeadlinePassed, InferenceFailed, NexusError, Overloaded
 from nexus_grpc.ipc.oversize import HandOverError
-from nexus_grpc.ipc.record import OVERSIZE
+from nexus_grpc.ipc.record import BLAME_SHIFT, OVERSIZE, Blame
 from nexus_grpc.ipc.ring import RingConsumer, RingCorrupted, Sleeper, ring_by_hand
 from nexus_grpc.ipc.stats import FrontStats, FrontWord
 
@@ -184,7 +184,7 @@ class Dispatcher:
         """Answer a flight with an error."""
         self._endings.refused(error.reason)
         fail_with(flight, error)
-        self._account(flight, int(error.code))
+        self._account(flight, int(error.code), error.blame)
 
     def cancel(self, flight: Flight) -> None:
         """The client went away."""
@@ -197,7 +197,10 @@ class Dispatcher:
         # The core ends a call at its deadline; seen from here that looks like a client that went away.
         late = 0 < flight.deadline_ns <= time.monotonic_ns()
         self._stats.count(FrontWord.DEADLINE_PASSED if late else FrontWord.CANCELLED)
-        self._account(flight, int(Code.DEADLINE_EXCEEDED if late else Code.CANCELLED))
+        if late:
+            self._account(flight, int(Code.DEADLINE_EXCEEDED), Blame.NOBODY)
+        else:
+            self._account(flight, int(Code.CANCELLED), Blame.CALLER)
 
     def in_flight(self) -> int:
         return sum([len(link.flights) for link in self._links]) + len(self._waiting)
@@ -268,18 +271,19 @@ class Dispatcher:
         else:
             message = payload[:message_length].decode("utf-8", "replace")
             flight.fail(code, message, payload[message_length:])
-        self._account(flight, code)
+        self._account(flight, code, Blame(flags >> BLAME_SHIFT & 3) if code else Blame.NOBODY)
 
     def _drop_late(self, link: WorkerLink, sequence: int, flags: int) -> None:
         if flags & OVERSIZE:
             with contextlib.suppress(HandOverError):  # nothing came, nothing to give back
                 link.take_oversize(sequence).close()
 
-    def _account(self, flight: Flight, code: int) -> None:
+    def _account(self, flight: Flight, code: int, blame: Blame) -> None:
         """Every flight ends here, or beside a success in _take_from, once."""
         if flight.oversize_bytes:
             self._large.release(flight)
-        self._endings.waiting.append((flight, code, time.monotonic_ns() - flight.arrived_ns))
+        ending = ending_of(code, blame)
+        self._endings.waiting.append((flight, ending, time.monotonic_ns() - flight.arrived_ns))
 
     # --- sweeping ---
 

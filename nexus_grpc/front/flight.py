@@ -74,6 +74,10 @@ class Flight(abc.ABC):
         """Send an error; `details` is a serialised google.rpc.Status, possibly empty."""
 
     @abc.abstractmethod
+    def peer(self) -> str:
+        """The other end of its connection, as gRPC writes it."""
+
+    @abc.abstractmethod
     def watch(self) -> None:
         """Ask to be told (Dispatcher.cancel) when the client goes away. Called once the request is no longer young."""
 

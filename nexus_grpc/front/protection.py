@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.link import WorkerLink
 from nexus_grpc.ipc.errors import Code, ModelUnavailable, Overloaded
+from nexus_grpc.ipc.record import Blame
 from nexus_grpc.limits.admission import ADMITTED, Admission, overloaded
 from nexus_grpc.limits.circuit import Circuit, CircuitPolicy
 
@@ -20,10 +21,15 @@ PRIORITY_DEFAULT = 5
 _PRIORITIES = {str(number): number for number in range(10)}
 # Tells that another version answered than the one that should have, which this names.
 FALLBACK_KEY = "x-nexus-fallback-for"
-# By the model's or its workers' fault. What the client did, or the load, says nothing about the model.
+# By the fault of the model, its workers or what was asked, where it is not known whose. The load says nothing of that.
 FAULTS = frozenset(map(int, (Code.UNKNOWN, Code.INTERNAL, Code.UNAVAILABLE, Code.DATA_LOSS)))
 # Never opens: for routes that were made without a policy.
 NO_CIRCUIT = CircuitPolicy(failures=0.0)
+
+
+def is_doubtful(code: int, blame: Blame) -> bool:
+    """Whether a failure may be the model's fault, but need not: a crash, an error of ours."""
+    return blame is Blame.NOBODY and code in FAULTS
 
 
 class Ceiling:

@@ -42,11 +42,14 @@ _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 class PublicFlight(Flight):
     """A request whose handler thread waits for `done`."""
 
-    __slots__ = ("code", "details", "done", "error", "payload")
+    __slots__ = ("code", "context", "details", "done", "error", "payload")
 
-    def __init__(self, method: int, request_id: bytes, deadline_ns: int, message: bytes) -> None:
+    def __init__(
+        self, method: int, request_id: bytes, deadline_ns: int, message: bytes, context: grpc.ServicerContext
+    ) -> None:
         super().__init__(method, request_id, deadline_ns, time.monotonic_ns())
         self.message = message
+        self.context = context
         self.done = threading.Event()
         self.payload = b""
         self.code = 0
@@ -60,6 +63,9 @@ class PublicFlight(Flight):
     def fail(self, code: int, message: str, details: bytes) -> None:
         self.code, self.error, self.details = code, message, details
         self.done.set()
+
+    def peer(self) -> str:
+        return str(self.context.peer())
 
     def watch(self) -> None:
         """The handler registers for the client's going away itself."""
@@ -92,7 +98,8 @@ class HotHandlers(grpc.GenericRpcHandler):
         none = remaining is None or remaining >= NO_DEADLINE_SECONDS
         return 0 if none else time.monotonic_ns() + int(remaining * 1e9)
 
-    def _answered(self, flight: PublicFlight, context: grpc.ServicerContext) -> PublicFlight:
+    def _answered(self, flight: PublicFlight) -> PublicFlight:
+        context = flight.context
         context.add_callback(lambda: None if flight.done.is_set() else self._abandon(flight))
         flight.metadata = context.invocation_metadata() or ()
         try:
@@ -123,7 +130,7 @@ class HotHandlers(grpc.GenericRpcHandler):
     def _unary(self, method: int) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         def handle(message: bytes, context: grpc.ServicerContext) -> bytes:
             request_id = self._request_id(context)
-            flight = self._answered(PublicFlight(method, request_id, self._deadline_ns(context), message), context)
+            flight = self._answered(PublicFlight(method, request_id, self._deadline_ns(context), message, context))
             first = (REQUEST_ID_KEY, request_id.decode())
             if flight.code:
                 context.send_initial_metadata((first,))
@@ -138,7 +145,7 @@ class HotHandlers(grpc.GenericRpcHandler):
     def _http(self, method: int) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         def handle(message: bytes, context: grpc.ServicerContext) -> bytes:
             request_id = self._request_id(context)
-            flight = self._answered(PublicFlight(method, request_id, self._deadline_ns(context), message), context)
+            flight = self._answered(PublicFlight(method, request_id, self._deadline_ns(context), message, context))
             metadata = [(REQUEST_ID_KEY, request_id.decode()), *flight.headers]
             if flight.code:
                 metadata += [
@@ -167,7 +174,7 @@ class HotHandlers(grpc.GenericRpcHandler):
             guard = self._dispatcher.guard
             context.send_initial_metadata((first, *(guard.standing(identity) if guard is not None else ())))
             for message in messages:
-                flight = self._answered(PublicFlight(method, request_id, deadline_ns, message), context)
+                flight = self._answered(PublicFlight(method, request_id, deadline_ns, message, context))
                 if flight.code:
                     yield wrap_error(flight, flight.code, flight.error)
                 else:

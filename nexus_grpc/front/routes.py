@@ -9,11 +9,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from nexus_grpc.front.callers import caller_of
 from nexus_grpc.front.flight import Flight
 from nexus_grpc.front.link import WorkerLink
-from nexus_grpc.front.protection import FALLBACK_KEY, FAULTS, Ceiling, ProtectionPolicy, circuit_open
+from nexus_grpc.front.protection import FALLBACK_KEY, Ceiling, ProtectionPolicy, circuit_open, is_doubtful
 from nexus_grpc.front.split import Split
 from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable, NexusError, UnknownModel
+from nexus_grpc.ipc.record import Blame
 from nexus_grpc.ipc.similar import Similar
 from nexus_grpc.ipc.wire import LENGTH_DELIMITED, WireError, fields
 from nexus_grpc.limits.circuit import Circuit, State
@@ -68,7 +70,7 @@ class Route:
     def or_fallback(self, flight: Flight, now_ns: int) -> "Route":
         """Where a request goes: here, or, while the circuit is open, to the fallback version if it asked for no
         version of its own. Raises ModelUnavailable."""
-        if self.circuit.allow(now_ns):
+        if self.circuit.allow(now_ns, caller_of(flight)):
             return self
         other = self.fallback
         if other is None or other.circuit.open or read_name_and_version(flight.message)[1]:
@@ -76,12 +78,20 @@ class Route:
         flight.headers = (*flight.headers, (FALLBACK_KEY, self.version))
         return other
 
-    def ended(self, code: int, arrived_ns: int, total_ns: int) -> None:
-        """A request that was let through here has ended."""
+    def answered(self, arrived_ns: int, total_ns: int) -> None:
+        """A request that was let through here has ended well."""
         if self.ceiling is not None:
             self.ceiling.in_flight -= 1
-        if code == 0 or code in FAULTS:
-            self.circuit.ended(code != 0, arrived_ns + total_ns, arrived_ns)
+        self.circuit.ended(False, arrived_ns + total_ns, arrived_ns)
+
+    def failed(self, code: int, blame: Blame, caller: int, arrived_ns: int, total_ns: int) -> None:
+        """It has not."""
+        if self.ceiling is not None:
+            self.ceiling.in_flight -= 1
+        if blame is Blame.MODEL:
+            self.circuit.ended(True, arrived_ns + total_ns, arrived_ns)
+        elif is_doubtful(code, blame):
+            self.circuit.doubtful(caller, arrived_ns + total_ns, arrived_ns)
         else:
             self.circuit.dropped(arrived_ns)
 

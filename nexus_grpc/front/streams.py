@@ -29,6 +29,8 @@ class StreamTransport(Protocol):
 
     def finish(self, code: int, message: str) -> None: ...
 
+    def peer(self) -> str: ...
+
 
 class Submitter(Protocol):
     """The part of the dispatcher that a stream uses."""
@@ -59,6 +61,9 @@ class StreamFlight(Flight):
     def fail(self, code: int, message: str, details: bytes) -> None:
         self.answer = wrap_error(self, code, message)
         self.stream.advance()
+
+    def peer(self) -> str:
+        return self.stream.peer()
 
     def watch(self) -> None:
         """The stream is watched as a whole."""
@@ -110,6 +115,9 @@ class Stream:
             except NexusError as error:
                 return self._dispatcher.refuse(flight, error)
         self._dispatcher.submit(flight)
+
+    def peer(self) -> str:
+        return self._transport.peer()
 
     def advance(self) -> None:
         """Send the next answer if its turn has come."""

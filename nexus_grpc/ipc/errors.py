@@ -2,6 +2,7 @@
 
     NexusError                      what happened, for whom, and which gRPC status it becomes
     ├── InvalidInput                INVALID_ARGUMENT     the request does not fit the model
+    │   └── RejectedInput           INVALID_ARGUMENT     ONNX Runtime does not run the model on it
     ├── UnknownModel                NOT_FOUND            no such model or version
     ├── Overloaded                  RESOURCE_EXHAUSTED   a queue, a ring or a size limit is full
     ├── DeadlinePassed              DEADLINE_EXCEEDED    the client's deadline passed before the answer
@@ -22,6 +23,8 @@ Workers raise these without importing grpc; `Code` carries gRPC's numbers (grpc/
 """
 
 import enum
+
+from nexus_grpc.ipc.record import Blame
 
 
 class Code(enum.IntEnum):
@@ -63,10 +66,14 @@ class NexusError(Exception):
         reason: UPPER_SNAKE_CASE constant for programs (google.rpc.ErrorInfo.reason); the class's default if empty.
         field: name of the offending request field or tensor, for google.rpc.BadRequest; empty when none.
         retry_after_s: when to try again, for google.rpc.RetryInfo and Retry-After; 0 when there is no saying.
+
+    Attributes:
+        blame: whose fault it is, for circuits, guards and statistics.
     """
 
     code: Code = Code.UNKNOWN
     reason: str = "UNKNOWN"
+    blame: Blame = Blame.NOBODY
 
     def __init__(self, message: str, *, reason: str = "", field: str = "", retry_after_s: float = 0.0) -> None:
         self.message = _cut(message, MESSAGE_MAX_CHARACTERS)
@@ -84,6 +91,12 @@ def _cut(text: str, characters: int) -> str:
 class InvalidInput(NexusError):
     code = Code.INVALID_ARGUMENT
     reason = "INVALID_INPUT"
+    blame = Blame.CALLER
+
+
+class RejectedInput(InvalidInput):
+    reason = "MODEL_REJECTED_INPUT"
+    blame = Blame.INPUT
 
 
 class UnknownModel(NexusError):
@@ -95,6 +108,7 @@ class UnknownModel(NexusError):
 
     code = Code.NOT_FOUND
     reason = "UNKNOWN_MODEL"
+    blame = Blame.CALLER
 
     def __init__(self, message: str, *, reason: str = "", field: str = "", meant: str = "") -> None:
         super().__init__(f"{message}; did you mean '{meant}'?" if meant else message, reason=reason, field=field)
@@ -119,11 +133,13 @@ class DeadlinePassed(NexusError):
 class Cancelled(NexusError):
     code = Code.CANCELLED
     reason = "CANCELLED"
+    blame = Blame.CALLER
 
 
 class Unsupported(NexusError):
     code = Code.UNIMPLEMENTED
     reason = "UNSUPPORTED"
+    blame = Blame.CALLER
 
 
 class ModelUnavailable(NexusError):
@@ -164,15 +180,18 @@ class StorageFailed(NexusError):
 class Unauthenticated(NexusError):
     code = Code.UNAUTHENTICATED
     reason = "UNAUTHENTICATED"
+    blame = Blame.CALLER
 
 
 class PermissionDenied(NexusError):
     code = Code.PERMISSION_DENIED
     reason = "PERMISSION_DENIED"
+    blame = Blame.CALLER
 
 
 class RateLimited(NexusError):
     code = Code.RESOURCE_EXHAUSTED
     reason = "RATE_LIMITED"
+    blame = Blame.CALLER
     # RateLimit-… of the bucket that refused (limits/buckets.py).
     headers: tuple[tuple[str, str], ...] = ()

@@ -18,7 +18,7 @@ Response record (worker → front):
 
     0       4      length          bytes of the payload
     4       1      code            gRPC status code
-    5       1      flags           OVERSIZE
+    5       1      flags           OVERSIZE; BLAME_SHIFT up: whose fault an error is, Blame
     6       2      message_length  code ≠ OK: bytes of the error message; the rest of the payload is a google.rpc.Status
     8       8      sequence        of the request it answers
     16      …      payload, padding
@@ -51,7 +51,19 @@ def is_http(method: int) -> bool:
     return method >= Method.HTTP_PREDICT
 
 
+class Blame(enum.IntEnum):
+    """Whose fault an answer that is not OK is. It comes from where the failure arose, never from an error's text
+    (docs/decisions/0013)."""
+
+    NOBODY = 0  # not known, or nobody's: load, a crash, a deadline
+    CALLER = 1  # our own checks refused it before anything ran, or the caller went away
+    INPUT = 2  # the model did not run on it; on a known good input it does, or none is known
+    MODEL = 3  # the model did not run on a known good input either
+
+
 OVERSIZE = 1
+# Where a response record's flags have their Blame.
+BLAME_SHIFT = 1
 # Never batched with others: the request was being executed when a worker died.
 ISOLATED = 2
 

@@ -5,6 +5,11 @@
     HALF_OPEN  `probes` requests pass               one of them failed                         → OPEN
                                                     all of them went well                      → CLOSED
 
+A failure is proved where the model did not run on a known good input either (workers/witness.py). Others are doubtful:
+a crash may be the model's fault or its input's. No single caller may open a circuit for everybody, so a caller's
+doubtful failures count as far as all others together have as many; and a caller whose probe failed so gets no further
+one.
+
 Pure: time is an argument. This module owns the state machine; one thread at a time (the dispatcher's turn).
 The states are those of sony/gobreaker (https://github.com/sony/gobreaker); the numbers are those of the predecessor
 distributed-ai-platform: at least 3 requests and 60 % failures, open for 30 s, 3 probes.
@@ -19,6 +24,9 @@ from nexus_grpc.limits.buckets import SECOND_NS
 # The window of requests that count, and the steps in which it moves.
 WINDOW_NS = 10 * SECOND_NS
 STEPS = 10
+# Callers whose doubtful failures are told apart, in each step; more than that are taken for one.
+DOUBTED_MAX = 64
+_OTHERS = -1
 
 
 class State(enum.IntEnum):
@@ -61,8 +69,8 @@ class Circuit:
     """
 
     __slots__ = (
-        "_changed", "_ended", "_ended_sum", "_failed", "_failed_sum", "_opened_ns", "_passed", "_policy", "_probing_ns",
-        "_step", "_step_ns", "_well", "open", "opened_count", "state",
+        "_changed", "_doubted", "_ended", "_ended_sum", "_failed", "_failed_sum", "_opened_ns", "_passed", "_policy",
+        "_probing_ns", "_step", "_step_ns", "_unlucky", "_well", "open", "opened_count", "state",
     )  # fmt: skip
 
     def __init__(self, policy: CircuitPolicy, changed: Callable[["Circuit", State, State], None] | None = None) -> None:
@@ -75,12 +83,15 @@ class Circuit:
         # Ended and failed requests of each step, and of all.
         self._ended, self._failed = [0] * STEPS, [0] * STEPS
         self._ended_sum = self._failed_sum = self._step = 0
+        # Doubtful failures of each step, by caller; and the callers of such probes.
+        self._doubted: list[dict[int, int]] = [{} for _ in range(STEPS)]
+        self._unlucky: set[int] = set()
         self._opened_ns = self._probing_ns = 0
         # Probes that were let through, and that went well.
         self._passed = self._well = 0
 
-    def allow(self, now_ns: int) -> bool:
-        """Whether a request may pass. One that passes must be told of by ended() or dropped()."""
+    def allow(self, now_ns: int, caller: int = 0) -> bool:
+        """Whether a request may pass. One that passes must be told of by ended(), doubtful() or dropped()."""
         if not self.open:
             return True
         if self.state is State.OPEN:
@@ -90,13 +101,13 @@ class Circuit:
         elif now_ns - self._probing_ns >= self._policy.open_ns:
             # Probes that never ended must not keep it half open for good.
             self._probe_from(now_ns)
-        if self._passed >= self._policy.probes:
+        if self._passed >= self._policy.probes or caller in self._unlucky:
             return False
         self._passed += 1
         return True
 
     def ended(self, failed: bool, now_ns: int, arrived_ns: int) -> None:
-        """A request that had passed ended. `failed`: by the model's or the worker's fault, not the client's.
+        """A request that had passed ended. `failed`: by the model's fault, which is proved.
 
         One that arrived before the circuit opened says nothing about how the model is now.
         """
@@ -113,6 +124,23 @@ class Circuit:
                 self._judge(now_ns)
         elif self.state is State.HALF_OPEN and arrived_ns >= self._opened_ns:
             self._probed(failed, now_ns)
+
+    def doubtful(self, caller: int, now_ns: int, arrived_ns: int) -> None:
+        """A request that had passed failed, by the fault of the model or of what was asked; `caller`: any number."""
+        if not self.open:
+            step = now_ns // self._step_ns
+            if step != self._step:
+                self._turn(step)
+            doubted = self._doubted[step % STEPS]
+            caller = caller if caller in doubted or len(doubted) < DOUBTED_MAX else _OTHERS
+            doubted[caller] = doubted.get(caller, 0) + 1
+            self._judge(now_ns)
+        elif self.state is State.HALF_OPEN and arrived_ns >= self._opened_ns:
+            self._unlucky.add(caller)
+            if len(self._unlucky) > 1:
+                self._open_at(now_ns)
+            else:
+                self.dropped(arrived_ns)
 
     def dropped(self, arrived_ns: int) -> None:
         """A request that had passed ended without saying anything about the model: the client went away."""
@@ -132,13 +160,25 @@ class Circuit:
             self._ended_sum -= self._ended[at]
             self._failed_sum -= self._failed[at]
             self._ended[at] = self._failed[at] = 0
+            self._doubted[at] = {}
         self._step = max(step, self._step)
 
     def _judge(self, now_ns: int) -> None:
-        policy = self._policy
-        enough = self._ended_sum >= policy.requests
-        if enough and policy.failures and self._failed_sum >= policy.failures * self._ended_sum:
+        policy, doubted = self._policy, self._believed()
+        failed, ended = self._failed_sum + doubted, self._ended_sum + doubted
+        if ended >= policy.requests and policy.failures and failed >= policy.failures * ended:
             self._open_at(now_ns)
+
+    def _believed(self) -> int:
+        """How many of the window's doubtful failures count: a caller's as far as all others have as many."""
+        callers: dict[int, int] = {}
+        for doubted in self._doubted:
+            for caller, count in doubted.items():
+                callers[caller] = callers.get(caller, 0) + count
+        if len(callers) < 2:
+            return 0
+        total = sum(callers.values())
+        return min(total, 2 * (total - max(callers.values())))
 
     def _probed(self, failed: bool, now_ns: int) -> None:
         if failed:
@@ -152,6 +192,7 @@ class Circuit:
     def _probe_from(self, now_ns: int) -> None:
         self._probing_ns = now_ns
         self._passed = self._well = 0
+        self._unlucky = set()
         self._become(State.HALF_OPEN)
 
     def _open_at(self, now_ns: int) -> None:
@@ -162,6 +203,7 @@ class Circuit:
     def _forget(self) -> None:
         self._ended, self._failed = [0] * STEPS, [0] * STEPS
         self._ended_sum = self._failed_sum = 0
+        self._doubted = [{} for _ in range(STEPS)]
 
     def _become(self, state: State) -> None:
         before, self.state = self.state, state

@@ -26,6 +26,19 @@ LOADING, READY, UNAVAILABLE, UNLOADED = "LOADING", "READY", "UNAVAILABLE", "UNLO
 LOAD_CRASHES_MAX = 2
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Findings:
+    """What a trial found of a file that workers are to know.
+
+    Attributes:
+        batching_veto: why requests must not be batched, whatever is proved of the graph; empty: nothing against it.
+        sample_runs: whether the model took the trial's sample, so that workers may run it, too.
+    """
+
+    batching_veto: str = ""
+    sample_runs: bool = False
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class Version:
     """One version of one model, or an experiment's arm of it.
@@ -37,7 +50,7 @@ class Version:
         variant, of: the arm's name and the slot that it shares a session with; empty and 0 for a plain version.
         fingerprint: of the model's files, to see that they have changed.
         version_name: what its uploader called it, if that was no number.
-        batching_veto: what its trial said against batching, if anything.
+        findings: what its trial found, if there was one.
         retiring: it gets no more requests, and is on its way out.
         pending: workers that have not answered yet whether they could load it.
     """
@@ -61,7 +74,7 @@ class Version:
     load_crashes: int = 0
     retiring: bool = False
     version_name: str = ""
-    batching_veto: str = ""
+    findings: Findings = Findings()
 
     @property
     def name(self) -> str:
@@ -92,7 +105,8 @@ class Version:
             "default_max_batch_size": default_max_batch_size,
             "variant": "",
             "version_name": self.version_name,
-            "batching_veto": self.batching_veto,
+            "batching_veto": self.findings.batching_veto,
+            "sample_runs": self.findings.sample_runs,
         }
 
     def as_message(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Loading:
         name = state.name_of(number)
         version = self._catalogue.add(state.entry, str(number), path, state.fingerprint(number), name)
         # Nothing for what lay there when the server started, and was not tried.
-        version.batching_veto = state.tried.get(version.fingerprint, "")
+        version.findings = state.tried.get(version.fingerprint, version.findings)
         return version
 
     async def _load(self, state: ModelState, number: int) -> None:
@@ -104,4 +104,4 @@ class Loading:
             return
         assert state.entry is not None
         trial = await try_model(state.path_of(number), state.name, str(number), state.entry, self._settings)
-        state.tried[fingerprint] = trial.batching_veto
+        state.tried[fingerprint] = trial.findings

@@ -14,7 +14,7 @@ from typing import Any
 from nexus_grpc.ipc.errors import InvalidInput, UnknownModel
 from nexus_grpc.registry.records import ModelRow, VersionRow
 from nexus_grpc.repository import CONFIG_FILE, ModelEntry
-from nexus_grpc.supervisor.catalogue import LOADING, READY, UNAVAILABLE, UNLOADED, Catalogue, Version
+from nexus_grpc.supervisor.catalogue import LOADING, READY, UNAVAILABLE, UNLOADED, Catalogue, Findings, Version
 from nexus_grpc.supervisor.reasons import reason_of
 from nexus_grpc.traffic import policy, residency
 from nexus_grpc.traffic.policy import LINK_UNSEEN, ModelTraffic
@@ -31,7 +31,7 @@ class ModelState:
         row, rows: the registry's record of the model and, by number, of its versions.
         traffic: which version answers; also in `row`.
         failures: why a version could not be loaded, by number; not tried again before its files change or one asks.
-        tried: fingerprints of files that have passed a trial load, with what it said against batching, if anything.
+        tried: fingerprints of files that have passed a trial load, with what it found.
         loading: versions being loaded now.
         pinned: versions that somebody needs in memory until his change is made; how many do.
         current: where the `current` link led when it was last looked at; LINK_UNSEEN before that.
@@ -54,7 +54,7 @@ class ModelState:
     load_lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
     users: int = 0
     failures: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
-    tried: dict[str, str] = dataclasses.field(default_factory=dict)
+    tried: dict[str, Findings] = dataclasses.field(default_factory=dict)
     loading: set[int] = dataclasses.field(default_factory=set)
     pinned: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     current: int | None = LINK_UNSEEN

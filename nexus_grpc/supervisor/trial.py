@@ -20,7 +20,7 @@ from nexus_grpc.ipc.errors import InvalidInput, ModelNotServable, ModelUnavailab
 from nexus_grpc.logs import logger
 from nexus_grpc.repository import ModelEntry
 from nexus_grpc.settings import Settings
-from nexus_grpc.supervisor.catalogue import Version
+from nexus_grpc.supervisor.catalogue import Findings, Version
 from nexus_grpc.supervisor.child import exit_text
 from nexus_grpc.supervisor.environment import trial_environment
 from nexus_grpc.supervisor.log_pump import LogPump
@@ -46,14 +46,14 @@ class Trial:
     Attributes:
         metadata, config: as a worker reports them: serialised, base64.
         inputs, outputs: nexus.v1.TensorInfo as JSON.
-        batching_veto: why requests must not be batched, whatever is proved of the graph; empty: nothing against it.
+        findings: what workers are to know.
     """
 
     metadata: str
     config: str
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
-    batching_veto: str = ""
+    findings: Findings
 
 
 # One per event loop: asyncio's semaphores belong to the first loop that waits on them.
@@ -162,7 +162,8 @@ class _Conversation:
                 raise self._too_long() from None
             veto = "sample rows run together took too long"
         if answer.get("ok"):
-            return Trial(answer["metadata"], answer["config"], answer["inputs"], answer["outputs"], veto)
+            described = (answer["metadata"], answer["config"], answer["inputs"], answer["outputs"])
+            return Trial(*described, Findings(veto, answer.get("sample_runs") is True))
         raise self._refusal(answer.get("kind", ""), answer.get("message", ""))
 
     async def _veto(self) -> str:

@@ -63,7 +63,7 @@ class Uploads:
             with life.looks.names.claim(name):
                 await self._commit(state, staged, row, header, actor)
             # It has passed its trial: loading needs no second one.
-            state.tried[state.fingerprint(row.version)] = trial.batching_veto
+            state.tried[state.fingerprint(row.version)] = trial.findings
             if header["store_only"]:
                 await life.settle(state)
         if header["store_only"]:

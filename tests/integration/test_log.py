@@ -30,7 +30,7 @@ def make_libraries_speak(server: Server) -> None:
     with contextlib.closing(Client(server.address)) as client:
         client.infer(iris_request())
         with pytest.raises(grpc.RpcError):
-            client.infer(raw_request("fragile", {"x": np.full((1, 2), 9, np.float32)}, model_version="2"))
+            client.infer(raw_request("fragile", {"x": np.full((1, 2), 3, np.float32)}, model_version="2"))
     rest.assert_serves(server.rest_port)
     assert rest.get(server.rest_port, "/nowhere").status == 404
     content = b"no model"

@@ -66,37 +66,57 @@ class CircuitModel:
         self.policy = policy
         self.state = State.CLOSED
         self.ended: list[tuple[int, bool]] = []
+        self.doubts: list[tuple[int, int]] = []
+        self.unlucky: set[int] = set()
         self.opened_ns = self.probing_ns = 0
         self.passed = self.well = 0
 
-    def allow(self, now_ns: int) -> bool:
+    def allow(self, now_ns: int, caller: int) -> bool:
         since_ns = self.opened_ns if self.state is State.OPEN else self.probing_ns
         if self.state is State.CLOSED:
             return True
         if now_ns - since_ns >= self.policy.open_ns:
             self.state, self.probing_ns, self.passed, self.well = State.HALF_OPEN, now_ns, 0, 0
-        if self.state is State.OPEN or self.passed == self.policy.probes:
+            self.unlucky = set()
+        if self.state is State.OPEN or self.passed == self.policy.probes or caller in self.unlucky:
             return False
         self.passed += 1
         return True
 
     def end(self, failed: bool, now_ns: int, arrived_ns: int) -> None:
         if self.state is State.CLOSED:
-            self.ended.append((now_ns // (self.policy.window_ns // STEPS), failed))
-            newest = self.ended[-1][0]
-            counted = [each for step, each in self.ended if step > newest - STEPS]
-            if (
-                failed
-                and len(counted) >= self.policy.requests
-                and 0 < self.policy.failures <= sum(counted) / len(counted)
-            ):
-                self.state, self.opened_ns = State.OPEN, now_ns
+            self.ended.append((self.step(now_ns), failed))
+            if failed:
+                self.judge(now_ns)
         elif self.state is State.HALF_OPEN and arrived_ns >= self.opened_ns:
             self.well += 1
             if failed:
                 self.state, self.opened_ns = State.OPEN, now_ns
             elif self.well == self.policy.probes:
-                self.state, self.ended = State.CLOSED, []
+                self.state, self.ended, self.doubts = State.CLOSED, [], []
+
+    def doubt(self, caller: int, now_ns: int, arrived_ns: int) -> None:
+        if self.state is State.CLOSED:
+            self.doubts.append((self.step(now_ns), caller))
+            self.judge(now_ns)
+        elif self.state is State.HALF_OPEN and arrived_ns >= self.opened_ns:
+            self.unlucky.add(caller)
+            if len(self.unlucky) == 2:
+                self.state, self.opened_ns = State.OPEN, now_ns
+            elif self.passed > self.well:
+                self.passed -= 1
+
+    def step(self, now_ns: int) -> int:
+        return now_ns // (self.policy.window_ns // STEPS)
+
+    def judge(self, now_ns: int) -> None:
+        oldest = self.step(now_ns) - STEPS + 1
+        counted = [each for step, each in self.ended if step >= oldest]
+        callers = collections.Counter(caller for step, caller in self.doubts if step >= oldest)
+        for caller, count in callers.items():
+            counted += [True] * min(count, callers.total() - callers[caller])
+        if len(counted) >= self.policy.requests and 0 < self.policy.failures <= sum(counted) / len(counted):
+            self.state, self.opened_ns = State.OPEN, now_ns
 
 
 policies = st.builds(
@@ -106,25 +126,33 @@ policies = st.builds(
     open_ns=st.just(30 * SECOND_NS),
     probes=st.integers(1, 3),
 )
-events = st.lists(
-    st.tuples(st.sampled_from(["arrive", "arrive", "well", "failed"]), st.integers(0, 12 * SECOND_NS)), max_size=150
+# Of three callers.
+happening = st.tuples(
+    st.sampled_from(["arrive", "arrive", "well", "failed", "doubtful"]),
+    st.integers(0, 12 * SECOND_NS),
+    st.integers(1, 3),
 )
+events = st.lists(happening, max_size=150)
 
 
 @given(policies, events)
-def test_a_circuit_does_what_its_rules_say(policy: CircuitPolicy, happenings: list[tuple[str, int]]) -> None:
+def test_a_circuit_does_what_its_rules_say(policy: CircuitPolicy, happenings: list[tuple[str, int, int]]) -> None:
     changes: list[tuple[State, State]] = []
     circuit = Circuit(policy, lambda _, old, new: changes.append((old, new)))
-    model, now_ns, flying = CircuitModel(policy), NOW, collections.deque[int]()
-    for what, wait_ns in happenings:
+    model, now_ns, flying = CircuitModel(policy), NOW, collections.deque[tuple[int, int]]()
+    for what, wait_ns, caller in happenings:
         now_ns += wait_ns
         if what == "arrive":
-            allowed = circuit.allow(now_ns)
-            assert allowed == model.allow(now_ns)
+            allowed = circuit.allow(now_ns, caller)
+            assert allowed == model.allow(now_ns, caller)
             if allowed:
-                flying.append(now_ns)
+                flying.append((caller, now_ns))
+        elif flying and what == "doubtful":
+            caller, arrived_ns = flying.popleft()
+            circuit.doubtful(caller, now_ns, arrived_ns)
+            model.doubt(caller, now_ns, arrived_ns)
         elif flying:
-            arrived_ns = flying.popleft()
+            _, arrived_ns = flying.popleft()
             circuit.ended(what == "failed", now_ns, arrived_ns)
             model.end(what == "failed", now_ns, arrived_ns)
         assert circuit.state is model.state
@@ -137,6 +165,19 @@ def test_a_circuit_does_what_its_rules_say(policy: CircuitPolicy, happenings: li
         (State.HALF_OPEN, State.CLOSED),
     }
     assert set(changes) <= legal
+
+
+@given(policies, st.lists(st.tuples(st.booleans(), st.integers(0, SECOND_NS)), max_size=200))
+def test_no_single_caller_opens_a_circuit(policy: CircuitPolicy, others: list[tuple[bool, int]]) -> None:
+    """Whatever one caller's requests do, beside those of others that go well."""
+    circuit, now_ns = Circuit(policy), NOW
+    for is_other, wait_ns in others:
+        now_ns += wait_ns
+        if is_other:
+            circuit.ended(False, now_ns, now_ns)
+        else:
+            circuit.doubtful(1, now_ns, now_ns)
+        assert not circuit.open
 
 
 # --- admission ---

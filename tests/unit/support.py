@@ -107,10 +107,11 @@ class Pair:
 class RecordedFlight(Flight):
     """A flight that writes down how it ended."""
 
-    __slots__ = ("outcomes", "watches")
+    __slots__ = ("address", "outcomes", "watches")
 
     def __init__(self, message: bytes = b"", deadline_ns: int = 0, arrived_ns: int = 0, method: int = 0) -> None:
         super().__init__(method, b"an-id", deadline_ns, arrived_ns)
+        self.address = "ipv4:127.0.0.1:5000"
         self.message = message
         self.outcomes: list[tuple[int, str, bytes]] = []
         self.watches = 0
@@ -120,6 +121,9 @@ class RecordedFlight(Flight):
 
     def fail(self, code: int, message: str, details: bytes) -> None:
         self.outcomes.append((code, message, details))
+
+    def peer(self) -> str:
+        return self.address
 
     def watch(self) -> None:
         self.watches += 1

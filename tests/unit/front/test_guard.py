@@ -1,6 +1,7 @@
 """What requests pass once their caller and model are known: grants and rates."""
 
 import os
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,8 @@ def limiter() -> Limiter:
 
 
 def flight(identity: Identity | None = None) -> Flight:
-    made = PublicFlight(int(Method.PREDICT), b"id", 0, b"")
+    nobody: Any = None
+    made = PublicFlight(int(Method.PREDICT), b"id", 0, b"", nobody)
     made.identity = identity
     return made
 

@@ -1,13 +1,16 @@
 """Ceilings, circuits, fallback versions and admission by queueing time, as the dispatcher uses them."""
 
 import time
+import zlib
 
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from nexus_grpc.access.identity import Identity, Scope
+from nexus_grpc.front.callers import caller_of
 from nexus_grpc.front.protection import FALLBACK_KEY, PRIORITY_KEY, ProtectionPolicy, priority_of
 from nexus_grpc.ipc.errors import Code, NexusError
+from nexus_grpc.ipc.record import Blame
 from nexus_grpc.ipc.stats import read_front, read_front_model
 from nexus_grpc.limits.circuit import CircuitPolicy, State
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
@@ -27,20 +30,20 @@ def reason_of(flight: RecordedFlight) -> str:
     return info.reason
 
 
-def fail(pair: Pair, sequence: int, code: Code) -> None:
+def fail(pair: Pair, sequence: int, code: Code, blame: Blame) -> None:
     error = NexusError("it failed")
-    error.code = code
+    error.code, error.blame = code, blame
     pair.back.reply_error(sequence, error)
     pair.back.publish()
 
 
-def answer(front: Front, pair: Pair, code: Code = Code.OK) -> None:
+def answer(front: Front, pair: Pair, code: Code = Code.OK, blame: Blame = Blame.MODEL) -> None:
     """The worker answers all that it has got."""
     for sequence in pair.sequences():
         if code is Code.OK:
             pair.reply(sequence, b"answer")
         else:
-            fail(pair, sequence, code)
+            fail(pair, sequence, code, blame)
     front.turn()
 
 
@@ -160,14 +163,66 @@ def test_probes_whose_client_goes_away_give_their_place_to_others(failing: tuple
     assert [front.submit().code, front.submit().code] == [None, None]
 
 
-@pytest.mark.parametrize("code", [Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED])
-def test_what_is_not_the_models_fault_opens_nothing(code: Code) -> None:
+@pytest.mark.parametrize(
+    ("code", "blame"),
+    [
+        (Code.INVALID_ARGUMENT, Blame.CALLER),
+        (Code.INVALID_ARGUMENT, Blame.INPUT),
+        (Code.RESOURCE_EXHAUSTED, Blame.NOBODY),
+        (Code.DEADLINE_EXCEEDED, Blame.NOBODY),
+    ],
+)
+def test_what_is_not_the_models_fault_opens_nothing(code: Code, blame: Blame) -> None:
     front = Front(policy=ProtectionPolicy(CIRCUIT))
     pair = front.attach()
-    for _ in range(10):
-        front.submit()
-        answer(front, pair, code)
+    for number in range(10):
+        submit_from(front, f"10.0.0.{number}")
+        answer(front, pair, code, blame)
     assert front.submit().code is None
+
+
+def submit_from(front: Front, address: str, identity: Identity | None = None) -> RecordedFlight:
+    flight = RecordedFlight(MESSAGE, 0, time.monotonic_ns())
+    flight.address, flight.identity = f"ipv4:{address}:40000", identity
+    front.dispatcher.submit(flight)
+    return flight
+
+
+def test_crashes_open_it_for_two_callers_alike() -> None:
+    """Nobody knows whose fault they are."""
+    front = Front(policy=ProtectionPolicy(CIRCUIT))
+    pair = front.attach()
+    for _ in range(20):
+        submit_from(front, "10.0.0.1")
+        answer(front, pair, Code.INTERNAL, Blame.NOBODY)
+    submit_from(front, "10.0.0.2")
+    answer(front, pair, Code.INTERNAL, Blame.NOBODY)
+    assert front.submit().code is None
+    answer(front, pair)
+    for _ in range(2):
+        submit_from(front, "10.0.0.2")
+        answer(front, pair, Code.INTERNAL, Blame.NOBODY)
+    assert front.submit().code == Code.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("address", "forwarded", "name", "caller"),
+    [
+        ("ipv4:10.0.0.1:5000", None, None, "10.0.0.1"),
+        ("ipv4:10.0.0.1:5001", None, None, "10.0.0.1"),
+        ("ipv6:%5B2001:db8::1%5D:5000", None, None, "2001:db8::/64"),
+        ("ipv6:%5B2001:db8::2%5D:5000", None, None, "2001:db8::/64"),
+        ("unix-abstract:nexus", "10.9.9.9, 10.0.0.1", None, "10.0.0.1"),
+        ("ipv4:10.0.0.9:5000", None, "key:a", "key:a"),
+        ("ipv4:10.0.0.1:5000", None, "anonymous:10.0.0.1", "10.0.0.1"),
+    ],
+)
+def test_who_is_one_caller(address: str, forwarded: str | None, name: str | None, caller: str) -> None:
+    flight = RecordedFlight(MESSAGE)
+    flight.address = address
+    flight.metadata = [("x-forwarded-for", forwarded)] if forwarded else []
+    flight.identity = Identity(name, Scope.PREDICT) if name else None
+    assert caller_of(flight) == zlib.crc32(caller.encode())
 
 
 def test_a_new_incarnation_begins_anew(failing: tuple[Front, Pair]) -> None:

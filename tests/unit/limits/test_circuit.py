@@ -95,6 +95,52 @@ def test_probes_that_never_end_do_not_keep_it_half_open() -> None:
     assert circuit.allow(later_ns + OPEN_NS)
 
 
+def test_doubtful_failures_of_one_caller_open_nothing() -> None:
+    circuit = Circuit(CircuitPolicy())
+    for _ in range(1000):
+        circuit.doubtful(1, NOW, NOW)
+    assert not circuit.open
+    # Another's first failure makes one of those count, too: two are not enough.
+    circuit.doubtful(2, NOW, NOW)
+    assert not circuit.open
+    circuit.doubtful(3, NOW, NOW)
+    assert circuit.open
+
+
+def test_doubtful_failures_are_weighed_against_what_went_well() -> None:
+    circuit = Circuit(CircuitPolicy())
+    for _ in range(4):
+        circuit.ended(False, NOW, NOW)
+    for caller in range(5):
+        circuit.doubtful(caller, NOW, NOW)
+    assert not circuit.open  # 5 of 9
+    circuit.doubtful(5, NOW, NOW)
+    assert circuit.open  # 6 of 10
+
+
+def test_one_callers_failing_probes_do_not_keep_it_open() -> None:
+    circuit = opened()
+    later_ns = NOW + OPEN_NS
+    assert [circuit.allow(later_ns, 1) for _ in range(4)] == [True, True, True, False]
+    for _ in range(3):
+        circuit.doubtful(1, later_ns, later_ns)
+    assert circuit.state is State.HALF_OPEN
+    assert not circuit.allow(later_ns, 1)
+    assert [circuit.allow(later_ns, 2) for _ in range(3)] == [True, True, True]
+    for _ in range(3):
+        circuit.ended(False, later_ns, later_ns)
+    assert circuit.state is State.CLOSED
+
+
+def test_two_callers_failing_probes_open_it_again() -> None:
+    circuit = opened()
+    later_ns = NOW + OPEN_NS
+    for caller in (1, 2):
+        assert circuit.allow(later_ns, caller)
+        circuit.doubtful(caller, later_ns, later_ns)
+    assert circuit.state is State.OPEN
+
+
 def test_no_share_no_circuit() -> None:
     circuit = Circuit(CircuitPolicy(failures=0.0))
     for _ in range(100):

@@ -47,4 +47,4 @@ def tried(script: str, seconds: float = 20.0) -> Trial:
 )
 def test_the_veto(probing: str, then: str, veto: str, tmp_path: Path) -> None:
     script = f"print('''{ANSWER % probing}''', flush=True)\n{then}"
-    assert tried(script, 2.0 if "sleep" in then else 20.0).batching_veto == veto
+    assert tried(script, 2.0 if "sleep" in then else 20.0).findings.batching_veto == veto

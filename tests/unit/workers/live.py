@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from nexus_grpc.front.link import WorkerLink
 from nexus_grpc.ipc.control import ChannelClosed, ControlChannel, encode_frame
 from nexus_grpc.ipc.oversize import new_side_sockets
-from nexus_grpc.ipc.record import Method
+from nexus_grpc.ipc.record import BLAME_SHIFT, Blame, Method
 from nexus_grpc.ipc.ring import new_bell
 from nexus_grpc.ipc.segment import create_segment
 from nexus_grpc.ipc.snapshots import ModelSnapshot
@@ -61,12 +61,14 @@ class Answer:
     variant: str
     code: int = 0
     message: str = ""
+    blame: Blame = Blame.NOBODY
 
 
 class LiveWorker:
     """`report()` is the next message to the supervisor; requests go through ask(), or send_row() and answers()."""
 
     def __init__(self) -> None:
+        self._blames: dict[int, Blame] = {}
         page = create_page(PageKind.WORKER)
         self.page = open_page(page)
         self._bell, self._front_bell = new_bell(), new_bell()
@@ -118,7 +120,13 @@ class LiveWorker:
         return self._channel.receive()[0]
 
     def load(
-        self, slot: int, path: str, incarnation: int = 0, max_batch_size: int = 16, **policy: Any
+        self,
+        slot: int,
+        path: str,
+        incarnation: int = 0,
+        max_batch_size: int = 16,
+        sample_runs: bool = False,
+        **policy: Any,
     ) -> dict[str, Any]:
         """Load version `slot` of model m; what the worker reports."""
         self.tell(
@@ -133,6 +141,7 @@ class LiveWorker:
             labels={},
             warmup_files={},
             default_max_batch_size=max_batch_size,
+            sample_runs=sample_runs,
         )
         return self.report()
 
@@ -181,8 +190,9 @@ class LiveWorker:
 
     def take_answers(self) -> None:
         """Give the flights what has come for them."""
-        for (_, code, _, message_length, sequence), payload in self._link.responses.poll_nowait(1000):
+        for (_, code, flags, message_length, sequence), payload in self._link.responses.poll_nowait(1000):
             flight = self._link.take(sequence)
+            self._blames[id(flight)] = Blame(flags >> BLAME_SHIFT)
             if code:
                 flight.fail(code, payload[:message_length].decode(), payload[message_length:])
             else:
@@ -196,7 +206,7 @@ class LiveWorker:
         wait_for(arrived)
         [(code, message, payload)] = flight.outcomes
         if code:
-            return Answer([], "", code, message)
+            return Answer([], "", code, message, self._blames[id(flight)])
         response = pb.ModelInferResponse.FromString(payload)
         values = np.frombuffer(response.raw_output_contents[0], "<f4").reshape(response.outputs[0].shape)
         return Answer(values.tolist(), response.parameters["nexus_variant"].string_param)
