@@ -50,7 +50,7 @@ class ModelsService:
             name=self._catalogue.title(name),
             version=version,
             path=found[-1].file if found else name,
-            version_name=found[-1].version_name if found else "",
+            version_name=found[-1].version_name or None if found else None,
         )
 
     def Info(self, request: models_pb2.ModelInfoRequest) -> models_pb2.ModelInfo:  # noqa: N802
@@ -81,7 +81,9 @@ class ModelsService:
         ]
         title = self._catalogue.title(name)
         info = models_pb2.ModelInfo(id=name, name=title, version=shown.version, state=shown.state, versions=versions)
-        info.path, info.version_name, info.active_version = shown.file, shown.version_name, serving
+        info.path, info.active_version = shown.file, serving
+        if shown.version_name:
+            info.version_name = shown.version_name
         if shown.metadata is not None and shown.config is not None:
             info.inputs.extend(_tensor(tensor) for tensor in shown.metadata.inputs)
             info.outputs.extend(_tensor(tensor) for tensor in shown.metadata.outputs)

@@ -180,9 +180,10 @@ def as_uploaded(answer: Any) -> Any:
         for entry in answer.models:
             as_uploaded(entry)
     elif isinstance(answer, models_pb2.UploadResponse):
-        as_uploaded(answer.model)
-    elif isinstance(answer, (models_pb2.ModelEntry, models_pb2.ModelInfo, models_pb2.UploadedModel)):
+        answer.model.version = answer.model.version_name or answer.model.version
+    elif isinstance(answer, (models_pb2.ModelEntry, models_pb2.ModelInfo)):
         answer.version = answer.version_name or answer.version
+        answer.ClearField("version_name")
     return answer
 
 
