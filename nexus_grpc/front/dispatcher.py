@@ -18,7 +18,7 @@ from typing import Any
 from nexus_grpc.front.endings import Endings, ending_of
 from nexus_grpc.front.flight import Flight, fail_with
 from nexus_grpc.front.guard import Guard
-from nexus_grpc.front.large_messages import LargeMessages
+from nexus_grpc.front.large_messages import LargeMessages, too_large_for_rest
 from nexus_grpc.front.lingering import Lingering
 from nexus_grpc.front.link import ANSWERS_PUBLISHED, ANSWERS_RELEASED, WorkerLink
 from nexus_grpc.front.protection import admitting, at_ceiling
@@ -26,9 +26,10 @@ from nexus_grpc.front.routes import Route, RouteTable
 from nexus_grpc.front.waiting import WaitingRoom
 from nexus_grpc.ipc.errors import Code, DeadlinePassed, InferenceFailed, NexusError, Overloaded
 from nexus_grpc.ipc.oversize import HandOverError
-from nexus_grpc.ipc.record import BLAME_SHIFT, OVERSIZE, Blame
+from nexus_grpc.ipc.record import BLAME_SHIFT, OVERSIZE, Blame, is_http
 from nexus_grpc.ipc.ring import RingConsumer, RingCorrupted, Sleeper, ring_by_hand
 from nexus_grpc.ipc.stats import FrontStats, FrontWord
+from nexus_grpc.ipc.wire import HTTP_ANSWER_MAX_BYTES
 
 # Answers taken from one ring before anything else gets its turn.
 POLL_MAX = 256
@@ -264,6 +265,8 @@ class Dispatcher:
             mapping.close()
             self._large.answered()
             self._stats.count(FrontWord.OVERSIZE)
+            if len(payload) > HTTP_ANSWER_MAX_BYTES and is_http(flight.method):
+                return self.refuse(flight, too_large_for_rest(len(payload)))
         if code == 0:
             flight.succeed(payload)
         elif not payload:

@@ -3,9 +3,16 @@
 import ctypes
 
 from nexus_grpc.front.flight import Flight
-from nexus_grpc.ipc.errors import Overloaded
+from nexus_grpc.ipc.errors import InvalidInput, Overloaded
+from nexus_grpc.ipc.wire import HTTP_ANSWER_MAX_BYTES
 
 _malloc_trim = ctypes.CDLL(None).malloc_trim
+
+
+def too_large_for_rest(size: int) -> InvalidInput:
+    return InvalidInput(
+        f"the answer has {size} bytes, REST carries {HTTP_ANSWER_MAX_BYTES}: ask for fewer rows or outputs, or use gRPC"
+    )
 
 
 class LargeMessages:

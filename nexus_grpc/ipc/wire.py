@@ -74,6 +74,8 @@ def spans(message: bytes, field: int) -> list[tuple[int, int]]:
     ]
 
 
+# Envoy keeps an answer by REST whole; larger ones are for gRPC.
+HTTP_ANSWER_MAX_BYTES = 64 << 20
 # google.api.HttpBody, which carries JSON between Envoy and us (google/api/httpbody.proto).
 HTTP_BODY_TYPE, HTTP_BODY_DATA = 1, 2
 _JSON_TYPE = b"application/json"

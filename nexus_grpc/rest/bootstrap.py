@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from nexus_grpc.ipc.wire import HTTP_ANSWER_MAX_BYTES
 from nexus_grpc.rest.coarse_limit import add_coarse_limit
 from nexus_grpc.rest.local_replies import access_log, local_reply_config
 from nexus_grpc.rest.routes import overwrite_headers, virtual_host
@@ -93,6 +94,8 @@ def render_bootstrap(options: EnvoyOptions) -> dict[str, Any]:
         descriptor_set().SerializeToString(deterministic=True)
     ).decode()
     transcoder["typed_config"]["max_request_body_size"] = options.max_body_bytes
+    # With the message around it.
+    transcoder["typed_config"]["max_response_body_size"] = HTTP_ANSWER_MAX_BYTES + 1024
     if options.cors_origins:
         manager["http_filters"].insert(0, _CORS)
     if options.per_second:

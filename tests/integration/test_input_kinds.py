@@ -87,6 +87,11 @@ def models() -> dict[str, onnx.GraphProto]:
             [helper.make_node("Div", ["x", "zero"], ["probabilities"])], [value("x")], [value("probabilities")], zero=0
         ),
         "bfloats": bfloats(),
+        "wide": graph(
+            [helper.make_node("ConstantOfShape", ["n"], ["y"])],
+            [value("n", TensorProto.INT64, [1])],
+            [value("y", shape=["m"])],
+        ),
     }
 
 
@@ -219,6 +224,20 @@ def test_an_optional_input(client: Client, rest: Rest, server: Server) -> None:
     assert predicted(server, "optional", "1,2") == [2, 4]
     config = client.cold("ModelConfig", pb.ModelConfigRequest(name="optional")).config
     assert [(item.name, item.optional) for item in config.input] == [("x", False), ("o", True)]
+
+
+@pytest.mark.parametrize(("count", "status"), [(10, 200), (40, 400)])
+def test_an_answer_that_rest_cannot_carry_says_so(rest: Rest, count: int, status: int) -> None:
+    """Each number is four characters; REST carries 64 MiB."""
+    answer = rest("/v2/models/wide/infer", {"inputs": [tensor("n", "INT64", [1], [count * 500_000])]})
+    assert answer.status == status
+    if status == 400:
+        assert "use gRPC" in answer.message
+        assert rest("/predict", {"model_id": "no_input"}).status == 200
+
+
+def tensor(name: str, datatype: str, shape: list[int], data: list[Any]) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape, "data": data}
 
 
 def test_probabilities_that_are_no_numbers_claim_nothing(rest: Rest) -> None:
