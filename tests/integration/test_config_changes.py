@@ -60,7 +60,7 @@ LOOKS: dict[str, tuple[str, Callable[[Admin], object]]] = {
 }
 
 
-@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("look", ["poll", "load", pytest.param("reload", marks=pytest.mark.long)])
 def test_a_rollback_keeps_the_labels_and_the_threshold(repository: pathlib.Path, look: str) -> None:
     control, take_up = LOOKS[look]
     with serving(repository, control) as admin:
@@ -78,16 +78,12 @@ def test_a_rollback_keeps_the_labels_and_the_threshold(repository: pathlib.Path,
         wait_for(lambda: decided(admin) == decided(admin, "1") == ("scam", 0.125))
 
 
-def test_labels_that_change_alone(repository: pathlib.Path) -> None:
+def test_labels_that_change_alone_and_a_configuration_that_is_broken_for_a_while(repository: pathlib.Path) -> None:
     with serving(repository, "none") as admin:
         (repository / NAME / "labels.txt").write_text("eggs\nspam\n")
         admin.reload()
         request = pb.PredictRequest(model_id=NAME, features=[0.1])
         assert admin.client.predict(request).predicted_class == "eggs"
-
-
-def test_a_configuration_that_is_broken_changes_nothing_and_a_mended_one_is_taken_up(repository: pathlib.Path) -> None:
-    with serving(repository, "none") as admin:
         (repository / NAME / "config.pbtxt").write_text("nonsense {")
         admin.reload()
         assert decided(admin) == ("spam", 0.5)

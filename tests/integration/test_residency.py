@@ -51,7 +51,7 @@ def candidate(admin: Admin, repository: pathlib.Path, how: str) -> None:
     assert admin.ask().by_values == "1"
 
 
-@pytest.mark.parametrize("how", ["store_only", "unload"])
+@pytest.mark.parametrize("how", ["store_only", pytest.param("unload", marks=pytest.mark.long)])
 def test_a_candidate_that_was_unloaded_once_keeps_its_share(repository: pathlib.Path, how: str) -> None:
     both = {"1": "READY", "2": "READY"}
     with serving(repository) as (server, admin):
