@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from nexus_grpc.ipc.errors import InvalidInput, StorageFailed
+from nexus_grpc.registry import rows
 from nexus_grpc.registry.records import Change, ModelRow, VersionRow
 from nexus_grpc.registry.store import Registry
 from tests.unit.registry.conftest import Place
@@ -255,6 +256,13 @@ def test_a_failing_statement_undoes_what_came_before_it(place: Place, registry: 
     place.sql("ALTER TABLE elsewhere RENAME TO audit")
     assert state(registry) == ([IRIS], [FIRST, SECOND])
     assert registry.apply(Change("t", "add")) == 2
+
+
+def test_who_decided_is_kept_and_a_snapshot_of_before_has_nobody() -> None:
+    decided = VersionRow("iris", 1, wanted="unloaded", decided={"by": "ada", "at": "now", "how": "unload"})
+    values = rows.version_values(decided)
+    assert rows.version_row(values) == decided
+    assert rows.version_row(values[:-1]) == VersionRow("iris", 1, wanted="unloaded")
 
 
 def test_the_driver_is_the_real_one(postgres_server: object) -> None:
