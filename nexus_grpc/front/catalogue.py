@@ -14,7 +14,7 @@ from nexus_grpc.ipc.stats import read_model
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 from nexus_grpc.pb.inference import model_config_pb2 as config_pb
 
-READY = "READY"
+READY, UNLOADED = "READY", "UNLOADED"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from google.protobuf import message_factory
 from google.protobuf.message import Message
 
 from nexus_grpc.front.caller import check_request, without_hidden
-from nexus_grpc.front.catalogue import Catalogue, CatalogueEntry
+from nexus_grpc.front.catalogue import UNLOADED, Catalogue, CatalogueEntry
 from nexus_grpc.front.hot_methods import REQUEST_ID_KEY, request_id_of
 from nexus_grpc.front.offered import (
     NO_SHARED_MEMORY,
@@ -46,7 +46,6 @@ REPOSITORY_OPERATIONS = {
     "RepositoryModelLoad": ("Repository.Load", frozenset[str]()),
     "RepositoryModelUnload": ("Repository.Unload", frozenset({"unload_dependents"})),
 }
-UNLOADED = "UNLOADED"
 METHODS = tuple(method.name for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from nexus_grpc.front.caller import unknown_model
-from nexus_grpc.front.catalogue import Catalogue
+from nexus_grpc.front.catalogue import UNLOADED, Catalogue
 from nexus_grpc.front.supervised import Caller, Supervised, forward
 from nexus_grpc.ipc.datatypes import ONNX_NUMBERS
 from nexus_grpc.ipc.errors import InvalidInput, ModelUnavailable
@@ -137,13 +137,14 @@ class SystemService:
         )
 
     def Ready(self, request: system_pb2.ReadyRequest) -> system_pb2.ReadyResponse:  # noqa: N802
-        """Raises ModelUnavailable while draining, without a worker, when there are models and none is ready, and with
-        --strict-readiness when one that was asked for is down."""
+        """Raises ModelUnavailable while draining, without a worker, when models are asked for and none of them is up,
+        and with --strict-readiness when one of them is down. A server that nobody asked for a model waits for that."""
         if not self._is_serving():
             raise ModelUnavailable("the server is starting or stopping", reason="NOT_SERVING")
         if not self._worker_count():
             raise ModelUnavailable("no worker is there; one is being started", reason="NO_WORKER")
-        if self._catalogue.entries and not any(entry.ready for entry in self._catalogue.entries):
+        asked_for = [entry for entry in self._catalogue.entries if entry.state != UNLOADED]
+        if asked_for and not any([entry.ready for entry in asked_for]):
             raise ModelUnavailable("no model is ready; GET /models/{id} says why", reason="NO_MODEL")
         for name, reason in self._catalogue.down.items():
             raise ModelUnavailable(f"model '{name}' is down (--strict-readiness): {reason}", reason="MODEL_DOWN")

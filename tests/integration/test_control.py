@@ -28,11 +28,12 @@ from tests.integration.graphs import SLOW_SECOND
 SERVING = health_pb2.HealthCheckResponse.SERVING
 REFLECTIONS = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
 PROTO = ROOT / "proto"
-# Every service of ours has rules, or nobody may call it.
+# Every service of ours has rules, or nobody may call it; these are there by REST alone.
+BY_REST = {"nexus.v1.Rest", "nexus.v1.V2Admin"}
 OURS = {
     service
     for service in (path.split("/")[1] for path in RULES)
-    if service.startswith(("inference.", "nexus.v1.")) and service != "nexus.v1.Rest"  # which is there by REST alone
+    if service.startswith(("inference.", "nexus.v1.")) and service not in BY_REST
 }
 PREDICT = nexus_pb.PredictRequest(model_id="iris", features=IRIS_ROW)
 
