@@ -173,7 +173,7 @@ def _packed(datatype: Datatype, name: str, values: Any) -> bytes:
 def _answers_raw(request: pb.ModelInferRequest) -> bool:
     """Typed input gets typed output unless every requested output asks for `binary_data`; what says nothing of either,
     such as a request without inputs, gets raw contents, which every client reads."""
-    if not any([tensor.HasField("contents") for tensor in request.inputs]):
+    if request.raw_input_contents or not any([tensor.HasField("contents") for tensor in request.inputs]):
         return True
     return bool(request.outputs) and all([output.parameters["binary_data"].bool_param for output in request.outputs])
 

@@ -259,8 +259,7 @@ class Dispatcher:
             try:
                 mapping = link.take_oversize(flight.sequence)
             except HandOverError as error:
-                self.refuse(flight, InferenceFailed(str(error)))
-                return
+                return self.refuse(flight, InferenceFailed(str(error)))
             payload = mapping[:]
             mapping.close()
             self._large.answered()

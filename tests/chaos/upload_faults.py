@@ -32,7 +32,7 @@ from nexus_grpc.repository import read_repository
 from nexus_grpc.settings import Settings, load_settings
 from nexus_grpc.staging import FOLDER, StagedFile
 from nexus_grpc.supervisor import loading, storage, uploads
-from nexus_grpc.supervisor.catalogue import Catalogue, Placement
+from nexus_grpc.supervisor.catalogue import Catalogue, Findings, Placement
 from nexus_grpc.supervisor.deployment import Deployment
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_state import file_fingerprint
@@ -279,7 +279,7 @@ async def said(upload: Any) -> str:
 
 async def recorded_trial(*_: Any) -> Trial:
     """The real one takes a second; it touches no file but the staged one, which it reads. CASES has one with it."""
-    return Trial("", "", INFO["inputs"], INFO["outputs"])
+    return Trial("", "", INFO["inputs"], INFO["outputs"], Findings())
 
 
 def in_child(work: Callable[[], Any]) -> tuple[int, Any]:

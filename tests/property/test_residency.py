@@ -19,7 +19,7 @@ from nexus_grpc.registry.open import open_registry
 from nexus_grpc.repository import read_repository
 from nexus_grpc.settings import load_settings
 from nexus_grpc.supervisor import loading, uploads
-from nexus_grpc.supervisor.catalogue import Catalogue, Placement, Version
+from nexus_grpc.supervisor.catalogue import Catalogue, Findings, Placement, Version
 from nexus_grpc.supervisor.deployment import Deployment
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 from nexus_grpc.supervisor.model_operations import ModelOperations
@@ -39,7 +39,7 @@ async def tried(path: str | pathlib.Path, *_: Any) -> Trial:
     """As a trial ends."""
     if pathlib.Path(path).read_bytes() == BAD:
         raise InvalidInput("it is no model")
-    return Trial("", "", [], [])
+    return Trial("", "", [], [], Findings())
 
 
 class Instant(Deployment):

@@ -11,7 +11,7 @@ import pytest
 from nexus_grpc.ipc.errors import InvalidInput, StorageFailed
 from nexus_grpc.registry import rows
 from nexus_grpc.registry.records import Change, ModelRow, VersionRow
-from nexus_grpc.registry.store import Registry
+from nexus_grpc.registry.store import SCHEMA_VERSION, Registry
 from tests.unit.registry.conftest import Place
 
 IRIS = ModelRow("iris", "Iris", "flowers", {"team": "a"}, "2026-01-01T00:00:00Z", "ada", {"primary": 2, "earlier": [1]})
@@ -214,15 +214,17 @@ def test_another_thread_may_use_it(registry: Registry) -> None:
     assert registry.models() == [IRIS]
 
 
-@pytest.mark.parametrize("version", ["3", "99"])
-def test_a_newer_schema_is_refused_by_name(place: Place, registry: Registry, version: str) -> None:
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 99])
+def test_a_newer_schema_is_refused_by_name(place: Place, registry: Registry, version: int) -> None:
     registry.apply(ADD)
     registry.close()
     place.sql(f"UPDATE schema_version SET version = {version}")
     # A newer one may look like anything.
     place.sql("ALTER TABLE versions RENAME COLUMN wanted TO desired")
     (place.folder / "registry-snapshot.json").unlink(missing_ok=True)
-    with pytest.raises(StorageFailed, match=rf"schema is version {version}, this server knows 2") as failure:
+    with pytest.raises(
+        StorageFailed, match=rf"schema is version {version}, this server knows {SCHEMA_VERSION}"
+    ) as failure:
         place.open()
     assert "registry" in str(failure.value)
     assert [tuple(row) for row in place.sql("SELECT desired FROM versions ORDER BY version")] == [
