@@ -4,7 +4,6 @@ Served by the stock grpc.server. Each function takes the request message and ret
 """
 
 import difflib
-import functools
 import importlib.metadata
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, Protocol
@@ -53,6 +52,16 @@ class Service(Protocol):
     """A service of proto/: methods of its own by their names, and the supervisor's by `forward`."""
 
     def forward(self, method: Any, request: Message, caller: Caller) -> Message: ...
+
+
+def answered(service: Service, method: Any, request: Message, caller: Caller) -> Message:
+    """What a method of a service answers a caller: by its own function or the supervisor, without what is hidden.
+
+    Raises NexusError.
+    """
+    check_request(request, method)
+    own = getattr(service, method.name, None)
+    return without_hidden(own(request) if own is not None else service.forward(method, request, caller))
 
 
 class InferenceService:
@@ -223,15 +232,10 @@ def _check_repository_request(request: Any, known: frozenset[str]) -> None:
 
 
 def _handler(method: Any, service: Service, ids: RequestIds) -> Callable[[Any, grpc.ServicerContext], Message]:
-    own = getattr(service, method.name, None)
-    remote = functools.partial(service.forward, method)
-
     def handle(request: Any, context: grpc.ServicerContext) -> Message:
         request_id = request_id_of(context.invocation_metadata() or (), ids).decode()
         try:
-            check_request(request, method)
-            answer: Message = own(request) if own is not None else remote(request, caller_of(context, "grpc"))
-            answer = without_hidden(answer)
+            answer = answered(service, method, request, caller_of(context, "grpc"))
         except NexusError as error:
             abort(context, error, request_id)
         except Exception as error:

@@ -13,8 +13,8 @@ import grpc
 import structlog
 from google.protobuf import message_factory
 
-from nexus_grpc.front.caller import check_named, check_request, without_hidden
-from nexus_grpc.front.cold_methods import Service
+from nexus_grpc.front.caller import check_named
+from nexus_grpc.front.cold_methods import Service, answered
 from nexus_grpc.front.hot_methods import HTTP_STATUS_KEY, PATHS, REQUEST_ID_KEY, request_id_of
 from nexus_grpc.front.json_requests import read_request
 from nexus_grpc.front.keys_service import KeysService
@@ -81,10 +81,7 @@ class RestService:
     def _typed(self, method: Any, given: Parameters, body: bytes, caller: Caller) -> Any:
         request = read_request(message_factory.GetMessageClass(method.input_type), body, given)
         service = self._services[method.containing_service.name]
-        check_request(request, method)
-        own = getattr(service, method.name, None)
-        answer = without_hidden(own(request) if own is not None else service.forward(method, request, caller))
-        return json_of(as_uploaded(answer))
+        return json_of(as_uploaded(answered(service, method, request, caller)))
 
     def RestApiModel(self, given: Parameters) -> Any:  # noqa: N802
         info = self._models.Info(models_pb2.ModelInfoRequest(id=given.get("name", "")))

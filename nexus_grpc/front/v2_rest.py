@@ -11,8 +11,7 @@ from typing import Any
 from google.protobuf import message_factory
 from google.protobuf.message import Message
 
-from nexus_grpc.front.caller import check_request, without_hidden
-from nexus_grpc.front.cold_methods import InferenceService
+from nexus_grpc.front.cold_methods import InferenceService, answered
 from nexus_grpc.front.http_calls import parse
 from nexus_grpc.front.model_services import SystemService
 from nexus_grpc.front.supervised import Caller
@@ -35,11 +34,7 @@ class V2Service:
 
     def _ask(self, name: str, caller: Caller, request: Message) -> Any:
         """What a gRPC method answers, for this caller."""
-        method = _METHODS[name]
-        check_request(request, method)
-        own = getattr(self._inference, name, None)
-        answer = own(request) if own is not None else self._inference.forward(method, request, caller)
-        return without_hidden(answer)
+        return answered(self._inference, _METHODS[name], request, caller)
 
     # --- the protocol ---
 
