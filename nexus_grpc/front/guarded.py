@@ -26,7 +26,7 @@ from nexus_grpc.rest.twin import v2_paths
 _HOT = frozenset(PATHS.values())
 _V2 = v2_paths()
 # By whether requests and answers are streams: what makes a handler, and its behaviour's name.
-MAKERS = {
+_MAKERS = {
     (False, False): (grpc.unary_unary_rpc_method_handler, "unary_unary"),
     (False, True): (grpc.unary_stream_rpc_method_handler, "unary_stream"),
     (True, False): (grpc.stream_unary_rpc_method_handler, "stream_unary"),
@@ -66,6 +66,13 @@ class _Telling:
         return headers
 
 
+def wrapped(handler: Any, around: Callable[..., Any], *arguments: Any) -> Any:
+    """A handler whose behaviour is `around`, called with the handler's own, `arguments`, the request and the context."""
+    make, name = _MAKERS[handler.request_streaming, handler.response_streaming]
+    behaviour = functools.partial(around, getattr(handler, name), *arguments)
+    return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+
 class GateInterceptor(grpc.ServerInterceptor):
     """Args:
     admit: recognises callers (access/gate.py).
@@ -89,9 +96,7 @@ class GateInterceptor(grpc.ServerInterceptor):
         scope = required(path)
         if scope == OPEN:
             return handler
-        make, name = MAKERS[handler.request_streaming, handler.response_streaming]
-        guarded = functools.partial(self._call, getattr(handler, name), scope, path)
-        return make(guarded, handler.request_deserializer, handler.response_serializer)
+        return wrapped(handler, self._call, scope, path)
 
     def _call(
         self, behaviour: Callable[..., Any], scope: Scope | None, path: str, request: Any, context: grpc.ServicerContext

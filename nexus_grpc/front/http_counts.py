@@ -3,7 +3,6 @@
 Outside of all other interceptors: what the gate refuses is counted, too.
 """
 
-import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import grpc
 
 from nexus_grpc.access.rules import TWIN_PREFIX
-from nexus_grpc.front.guarded import MAKERS
+from nexus_grpc.front.guarded import wrapped
 from nexus_grpc.front.hot_methods import HTTP_STATUS_KEY, PATHS
 from nexus_grpc.ipc.http_stats import HOT_ENDPOINTS
 from nexus_grpc.ipc.stats import HTTP_ENDPOINTS_MAX
@@ -56,9 +55,7 @@ class HttpCounts(grpc.ServerInterceptor):
         path = handler_call_details.method
         if handler is None or not path.startswith(TWIN_PREFIX) or path in _HOT:
             return handler
-        make, name = MAKERS[handler.request_streaming, handler.response_streaming]
-        counted = functools.partial(self._call, getattr(handler, name), ENDPOINTS[path])
-        return make(counted, handler.request_deserializer, handler.response_serializer)
+        return wrapped(handler, self._call, ENDPOINTS[path])
 
     def _call(self, behaviour: Callable[..., Any], endpoint: int, request: Any, context: grpc.ServicerContext) -> Any:
         watched, begun_ns, status = _Watched(context), time.monotonic_ns(), 500
