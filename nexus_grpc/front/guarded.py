@@ -67,7 +67,7 @@ class _Telling:
 
 
 def wrapped(handler: Any, around: Callable[..., Any], *arguments: Any) -> Any:
-    """A handler whose behaviour is `around`, called with the handler's own, `arguments`, the request and the context."""
+    """A handler with `around` as its behaviour, which gets the handler's own, `arguments`, request and context."""
     make, name = _MAKERS[handler.request_streaming, handler.response_streaming]
     behaviour = functools.partial(around, getattr(handler, name), *arguments)
     return make(behaviour, handler.request_deserializer, handler.response_serializer)
