@@ -1,6 +1,7 @@
 """Why an uploaded version does not answer the requests that name none, and what to do that it does."""
 
 from nexus_grpc.supervisor.model_state import ModelState
+from nexus_grpc.traffic import residency
 
 
 def note(state: ModelState, number: int, serving: int | None) -> str:
@@ -20,7 +21,7 @@ def note(state: ModelState, number: int, serving: int | None) -> str:
 
 def _why(state: ModelState, number: int, serving: int | None) -> str:
     row = state.rows.get(number)
-    if row is not None and row.wanted == "unloaded":
+    if row is not None and row.wanted == residency.UNLOADED:
         return "it is stored only, and not loaded"
     if state.traffic.experiment is not None:
         return f"an experiment runs beside version {serving}, and activating a version ends it"

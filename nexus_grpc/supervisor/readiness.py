@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from nexus_grpc.supervisor import model_state
 from nexus_grpc.supervisor.catalogue import Catalogue
 from nexus_grpc.supervisor.model_state import ModelState
+from nexus_grpc.traffic import residency
 
 
 class Readiness:
@@ -33,13 +34,13 @@ class Readiness:
             if state is None or state.entry is None:
                 if name in self._named:
                     found[name] = "it is not in the repository"
-            elif model_state.serving(state, self._catalogue) is None and not _is_unwanted(state):
+            elif model_state.serving(state, self._catalogue) is None and not _is_unwanted(
+                model_state.record(state, self._catalogue)
+            ):
                 reasons = [reason for _, _, reason in model_state.not_in_memory(state, self._catalogue) if reason]
                 found[name] = reasons[-1] if reasons else "no version of it is ready"
         return found
 
 
-def _is_unwanted(state: ModelState) -> bool:
-    marks = {number: row.wanted for number, row in state.rows.items()}
-    is_stored = bool(state.present) and all(marks.get(number) == "unloaded" for number in state.present)
-    return state.traffic.closed is not None or is_stored
+def _is_unwanted(record: residency.Record) -> bool:
+    return record.traffic.closed is not None or (bool(record.present) and record.present <= record.refused)
