@@ -161,8 +161,6 @@ class Poll:
             if is_same and not followed and not tries_again and link == state.traffic.link:
                 return {}
             unread = await self._record(state, actor) if state.is_known else None
-            if state.is_known:
-                await self._note_link(state)
         failed = await life.bring_about(name, retry=asked)
         if followed and link is not None:
             await self._follow(name, link, actor)
@@ -193,12 +191,17 @@ class Poll:
                 self._log.error("model unavailable", model=state.name, version=each[0], reason=each[2])
 
     async def _record(self, state: ModelState, actor: str) -> found.Unread | None:
-        """A file that cannot be read keeps no other version from being taken up. Raises StorageFailed."""
+        """Files and link, as they are now. A file that cannot be read keeps no other version from being taken up.
+
+        Raises StorageFailed.
+        """
+        unread = None
         try:
             await found.record(self._lifecycle, state, actor)
         except found.Unread as error:
-            return error
-        return None
+            unread = error
+        await self._note_link(state)
+        return unread
 
     def _differs(self, state: ModelState) -> bool:
         """Whether files changed under versions in memory, or failed ones may do now."""
@@ -234,7 +237,6 @@ class Poll:
             link = state.current = await self._current(state)
             followed = self._is_followed(state, link, False)
             unread = await self._record(state, ACTOR)
-            await self._note_link(state)
         if followed and link is not None:
             await self._follow(state.name, link, ACTOR)
         if unread is not None:
