@@ -253,4 +253,9 @@ def new_token() -> str:
 
 def now_text() -> str:
     """RFC 3339, UTC, to the millisecond."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return time_text(datetime.datetime.now(datetime.UTC))
+
+
+def time_text(moment: datetime.datetime) -> str:
+    """The same of another moment, which is in UTC."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

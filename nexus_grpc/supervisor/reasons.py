@@ -6,6 +6,7 @@ The words come from the record alone, so a restart says the same.
 import datetime
 
 from nexus_grpc.registry.records import VersionRow
+from nexus_grpc.registry.store import time_text
 from nexus_grpc.traffic.residency import Record
 
 STORE_ONLY = "store_only"
@@ -26,8 +27,7 @@ def reason_of(record: Record, number: int, row: VersionRow | None) -> str:
         return _said(how, row.decided.get("by", ""), row.decided.get("at", ""))
     for left in traffic.left:
         if left.version == number and number not in record.kept:
-            moment = datetime.datetime.fromtimestamp(left.at_s, datetime.UTC)
-            at = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            at = time_text(datetime.datetime.fromtimestamp(left.at_s, datetime.UTC))
             return f"unloaded by the server: another version answers since {at} (--keep-previous-seconds is over)"
     if record.on_request:
         return "not loaded: nobody asked for it (--model-control explicit)"
