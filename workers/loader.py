@@ -170,21 +170,28 @@ def _check_config(order: LoadOrder, opened: OpenedSession) -> None:
         return
     batched = order.config.max_batch_size > 0
     if batched:
-        for spec in (*opened.inputs, *opened.outputs):
-            if spec.any_rank:
-                _check_rank(order, spec, spec in opened.outputs)
-            elif spec.shape[:1] not in ((-1,), (1,) if spec in opened.outputs else (-1,)):
-                raise ModelNotServable(
-                    f"config.pbtxt of '{order.name}' sets max_batch_size {order.config.max_batch_size}, but"
-                    f" '{spec.name}' has the fixed shape {shape_text(spec.shape)}; set max_batch_size: 0"
-                )
+        for spec in opened.inputs:
+            _check_rank(order, spec)
+            _check_rows(order, order.config, spec, (-1,))
+        for spec in opened.outputs:
+            if not spec.any_rank:  # it is what it is; and exporters write 1 for the number of rows
+                _check_rows(order, order.config, spec, (-1, 1))
     _check_tensors(order, "input", order.config.input, (*opened.inputs, *opened.constants), batched)
     _check_tensors(order, "output", order.config.output, opened.outputs, batched)
 
 
-def _check_rank(order: LoadOrder, spec: TensorSpec, is_output: bool) -> None:
-    """Raises ModelNotServable: a batched input must say what a row is. An output is what it is."""
-    if not is_output:
+def _check_rows(order: LoadOrder, config: config_pb.ModelConfig, spec: TensorSpec, fine: tuple[int, ...]) -> None:
+    """Raises ModelNotServable where what the model declares leaves no room for rows."""
+    if not spec.shape or spec.shape[0] not in fine:
+        raise ModelNotServable(
+            f"config.pbtxt of '{order.name}' sets max_batch_size {config.max_batch_size}, but"
+            f" '{spec.name}' has the fixed shape {shape_text(spec.shape)}; set max_batch_size: 0"
+        )
+
+
+def _check_rank(order: LoadOrder, spec: TensorSpec) -> None:
+    """Raises ModelNotServable: a batched input must say what a row is."""
+    if spec.any_rank:
         raise ModelNotServable(
             f"config.pbtxt of '{order.name}' sets a max_batch_size, but the model does not say how many dimensions"
             f" '{spec.name}' has; give its dims in config.pbtxt"
