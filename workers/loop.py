@@ -39,9 +39,10 @@ from .verdicts import Verdicts
 INTAKE_MAX = 1024
 # Asleep at most this long: bounds a lost wake-up and keeps the heartbeat fresh.
 SLEEP_MAX_MS = 100.0
-# Batches that may wait to be written into the statistics while there is work; of experiments' arms, whose answers are
-# held until then.
-SETTLE_EVERY, PREDICTED_MAX = 32, 4
+# Batches that may wait to be written into the statistics while there is work.
+SETTLE_EVERY = 32
+# As many of experiments' arms, whose answers are held until then.
+PREDICTED_MAX = 4
 # How often the gauges are brought up to date.
 OBSERVE_NS = 50_000_000
 # While replies wait for room in a ring there is nobody to ring us.

@@ -1,7 +1,6 @@
 """The worker as the supervisor sees it: control messages in, reports out. The serving is in loop.py."""
 
 import base64
-import ctypes
 import gc
 import os
 import queue
@@ -17,6 +16,7 @@ from nexus_grpc.pb.inference.model_config_pb2 import ModelConfig
 from .link import FrontLink
 from .loader import LoadOrder, config_of, load_model, metadata_of, note_batching
 from .loop import WorkerLoop
+from .memory import trim
 from .model import Model
 from .predictions import prediction_labels
 from .session import available_providers, onnxruntime_version
@@ -24,14 +24,12 @@ from .session import available_providers, onnxruntime_version
 # See docs/decisions/0008.
 GENTLE_NICE = 10
 
-_malloc_trim = ctypes.CDLL(None).malloc_trim
-
 
 def give_memory_back() -> None:
     """What a session held returns to the system: its objects may hang together in circles, and glibc keeps what is
     freed."""
     gc.collect()
-    _malloc_trim(0)
+    trim()
 
 
 class Worker:
