@@ -10,8 +10,9 @@ from google.protobuf.message import DecodeError
 from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 
-from .infer_form import InferForm, RequestedOutput
+from .infer_form import InferForm, RequestedOutput, all_outputs, asked_output
 from .model import Model, Shape, TensorSpec
+from .named_inputs import sent_input
 from .request_parameters import read_parameters, refuse_shared_memory
 from .requests import Decoded, Signature
 from .shapes import check_missing, check_shape, common_rows
@@ -69,20 +70,7 @@ def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
 
 
 def _spec_of(model: Model, tensor: pb.ModelInferRequest.InferInputTensor, seen: dict[str, Any]) -> TensorSpec:
-    spec = model.input_named(tensor.name)
-    if spec is None:
-        known = ", ".join(f"'{item.name}'" for item in model.inputs)
-        raise InvalidInput(
-            f"unexpected input '{tensor.name}' for model '{model.name}', expected {known}", field=tensor.name
-        )
-    if tensor.name in seen:
-        raise InvalidInput(f"input '{tensor.name}' appears twice", field=tensor.name)
-    if tensor.datatype != spec.datatype.name:
-        raise InvalidInput(
-            f"input '{tensor.name}' of model '{model.name}': expected datatype {spec.datatype.name}, got"
-            f" {tensor.datatype or 'none'}",
-            field=tensor.name,
-        )
+    spec = sent_input(model, tensor.name, tensor.datatype, seen)
     if tensor.parameters:
         refuse_shared_memory(_values(tensor.parameters))
     check_shape(model, spec, tuple(tensor.shape))
@@ -180,15 +168,10 @@ def _answers_raw(request: pb.ModelInferRequest) -> bool:
 
 def _requested_outputs(model: Model, request: pb.ModelInferRequest) -> tuple[RequestedOutput, ...]:
     if not request.outputs:
-        return tuple(RequestedOutput(index, 0) for index in range(len(model.outputs)))
+        return all_outputs(model)
     requested = []
     for output in request.outputs:
-        index = model.output_index(output.name)
-        if index < 0:
-            known = ", ".join(f"'{spec.name}'" for spec in model.outputs)
-            raise InvalidInput(
-                f"unexpected output '{output.name}' for model '{model.name}', expected {known}", field=output.name
-            )
+        index = asked_output(model, output.name)
         classes = output.parameters["classification"].int64_param if "classification" in output.parameters else 0
         if classes < 0 or ("classification" in output.parameters and classes == 0):
             raise InvalidInput(f"output '{output.name}': classification must be at least 1", field=output.name)

@@ -8,10 +8,11 @@ requests of the same form and shapes, so it is kept.
 import dataclasses
 from typing import Any, cast
 
+from nexus_grpc.ipc.errors import InvalidInput
 from nexus_grpc.ipc.wire import length_prefix
 from nexus_grpc.pb.inference import grpc_service_pb2 as pb
 
-from .model import TensorSpec
+from .model import Model, TensorSpec
 from .request_parameters import FINAL_RESPONSE
 from .requests import Timings
 from .results import BatchResult, top_classes
@@ -26,6 +27,20 @@ class RequestedOutput:
 
     index: int
     classes: int
+
+
+def all_outputs(model: Model) -> tuple[RequestedOutput, ...]:
+    """What a request gets that names none."""
+    return tuple([RequestedOutput(index, 0) for index in range(len(model.outputs))])
+
+
+def asked_output(model: Model, name: str) -> int:
+    """The index of an output that a request names. Raises InvalidInput."""
+    index = model.output_index(name)
+    if index < 0:
+        known = ", ".join([f"'{spec.name}'" for spec in model.outputs])
+        raise InvalidInput(f"unexpected output '{name}' for model '{model.name}', expected {known}", field=name)
+    return index
 
 
 class InferForm:

@@ -1,6 +1,6 @@
 """One row of each of a model's inputs, by name: the `inputs` of Predict, by gRPC and by REST."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,23 @@ def input_spec(model: Model, name: str) -> TensorSpec:
     spec = model.input_named(name)
     if spec is None:
         raise unexpected_input(model, name)
+    return spec
+
+
+def sent_input(model: Model, name: str, datatype: str, seen: Container[str]) -> TensorSpec:
+    """The input that a request's tensor is for. Raises InvalidInput for none, a second one, or another datatype.
+
+    Args:
+        seen: the names of the tensors before it.
+    """
+    spec = input_spec(model, name)
+    if name in seen:
+        raise InvalidInput(f"input '{name}' appears twice", field=name)
+    if datatype != spec.datatype.name:
+        raise InvalidInput(
+            f"input '{name}' of model '{model.name}': expected datatype {spec.datatype.name}, got {datatype or 'none'}",
+            field=name,
+        )
     return spec
 
 

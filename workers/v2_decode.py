@@ -7,10 +7,10 @@ from nexus_grpc.ipc.errors import InvalidInput
 
 from .http_bodies import V2Body, V2Input, V2Output, read_body
 from .infer_decode import raw_piece
-from .infer_form import RequestedOutput
+from .infer_form import RequestedOutput, all_outputs, asked_output
 from .json_tensors import full_tensor
 from .model import Model, Shape, TensorSpec
-from .named_inputs import check_known, input_spec
+from .named_inputs import check_known, sent_input
 from .request_parameters import read_parameters, refuse_shared_memory
 from .requests import Decoded
 from .shapes import check_shape, common_rows
@@ -30,9 +30,7 @@ def decode_v2_infer(model: Model, message: bytes) -> Decoded:
     asked = read_parameters(model, parameters)
     tensors: dict[str, tuple[Piece, Shape]] = {}
     for tensor in body.inputs:
-        spec = _spec_of(model, tensor)
-        if tensor.name in tensors:
-            raise InvalidInput(f"input '{tensor.name}' appears twice", field=tensor.name)
+        spec = sent_input(model, tensor.name, tensor.datatype, tensors)
         tensors[tensor.name] = _tensor(model, spec, tensor, envelope)
     envelope.check_end()
     check_known(model, tensors)
@@ -62,17 +60,6 @@ def _check_addressee(model: Model, body: V2Body) -> None:
         text = "" if given is None else str(given)
         if text and text not in known:
             raise InvalidInput(f"{field} in the body is '{text}', but the path names another one", field=field)
-
-
-def _spec_of(model: Model, tensor: V2Input) -> TensorSpec:
-    spec = input_spec(model, tensor.name)
-    if tensor.datatype != spec.datatype.name:
-        raise InvalidInput(
-            f"input '{tensor.name}' of model '{model.name}': expected datatype {spec.datatype.name}, got"
-            f" {tensor.datatype or 'none'}",
-            field=tensor.name,
-        )
-    return spec
 
 
 def _tensor(model: Model, spec: TensorSpec, tensor: V2Input, envelope: Envelope) -> tuple[Piece, Shape]:
@@ -110,17 +97,12 @@ def _binary(outputs: list[V2Output], count: int, by_default: bool) -> tuple[bool
 
 def _requested(model: Model, outputs: list[V2Output]) -> tuple[RequestedOutput, ...]:
     if not outputs:
-        return tuple([RequestedOutput(index, 0) for index in range(len(model.outputs))])
+        return all_outputs(model)
     requested = []
     for output in outputs:
         parameters = output.parameters or {}
         refuse_shared_memory(parameters)
-        index = model.output_index(output.name)
-        if index < 0:
-            known = ", ".join([f"'{spec.name}'" for spec in model.outputs])
-            raise InvalidInput(
-                f"unexpected output '{output.name}' for model '{model.name}', expected {known}", field=output.name
-            )
+        index = asked_output(model, output.name)
         classes = parameters.get("classification")
         classes = 0 if classes is None else classes
         if type(classes) is not int or not 0 <= classes < MAX_CLASSES:
