@@ -143,7 +143,7 @@ def _whole(model: Model, tensors: dict[str, Any], form: HttpForm) -> Decoded:
         piece, shape = full_tensor(model, spec, *tensors[spec.name])
         pieces.append(piece)
         shapes[spec.name] = shape
-        signature.append((spec.name, shape[1:] if model.has_rows(spec) else shape))
+        signature.append((spec.name, model.row_of(spec, shape)))
     rows = common_rows(model, shapes)
     return Decoded(tuple(signature), rows, pieces, form, templatable=False)
 

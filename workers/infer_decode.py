@@ -182,6 +182,4 @@ def _requested_outputs(model: Model, request: pb.ModelInferRequest) -> tuple[Req
 
 
 def _signature(model: Model, present: list[_Tensor]) -> Signature:
-    return tuple(
-        [(tensor.spec.name, tensor.shape[1:] if model.has_rows(tensor.spec) else tensor.shape) for tensor in present]
-    )
+    return tuple([(tensor.spec.name, model.row_of(tensor.spec, tensor.shape)) for tensor in present])

@@ -169,6 +169,10 @@ class Model:
         """Whether a request's tensor leads with the rows that make a batch."""
         return self.batchable and not spec.is_constant
 
+    def row_of(self, spec: TensorSpec, shape: Shape) -> Shape:
+        """A request's tensor as its signature has it: without the rows."""
+        return shape[1:] if self.has_rows(spec) else shape
+
     def fed(self, tensors: Mapping[str, object]) -> list[TensorSpec]:
         """What of it the request feeds, in the model's order."""
         return [spec for spec in (*self.inputs, *self.constants) if spec.name in tensors]

@@ -44,7 +44,7 @@ def _decoded(model: Model, tensors: Mapping[str, tuple[Piece, Shape]], form: V2F
     """Tensors with their batch dimension, in the model's order."""
     present = [(spec, *tensors[spec.name]) for spec in model.fed(tensors)]
     rows = common_rows(model, {spec.name: shape for spec, _, shape in present})
-    signature = tuple([(spec.name, shape[1:] if model.has_rows(spec) else shape) for spec, _, shape in present])
+    signature = tuple([(spec.name, model.row_of(spec, shape)) for spec, _, shape in present])
     pieces = [piece for _, piece, _ in present]
     decoded = Decoded(signature, rows, pieces, form, templatable=False, timeout_ns=form.asked.timeout_ns)
     decoded.priority = form.asked.priority
