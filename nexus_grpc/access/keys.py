@@ -150,6 +150,30 @@ def new_key(name: str, now: float, **attributes: Any) -> tuple[str, ApiKey]:
     return f"{PREFIX}{id}_{secret}", key
 
 
+def asked_key(name: str, given: Mapping[str, Any], now: float, created_by: str) -> tuple[str, ApiKey]:
+    """The same for what somebody asks for.
+
+    Args:
+        given: the other fields of nexus.v1.CreateKeyRequest, by name; what is left out has its default.
+        created_by: who asks.
+
+    Raises:
+        InvalidInput: as `new_key`; or a scope or time that is none.
+    """
+    attributes = {field: given[field] for field in ("rate_per_minute", "burst", "priority") if field in given}
+    seconds = given.get("expires_in_seconds", 0.0)
+    if seconds < 0:
+        raise InvalidInput(f"expires_in_seconds is {seconds:g}; expected 0 (never) or more", field="expires_in_seconds")
+    try:
+        scopes = scopes_of(given["scopes"]) if given.get("scopes") else DEFAULT_SCOPES
+    except ValueError as error:
+        raise InvalidInput(str(error), field="scopes") from None
+    if given.get("models"):
+        attributes["models"] = tuple(given["models"])
+    expires_at = now + seconds if seconds else None
+    return new_key(name, now, **attributes, scopes=scopes, expires_at=expires_at, created_by=created_by)
+
+
 def parse(text: str) -> tuple[str, str]:
     """(id, secret) of a key's text. Raises Unauthenticated, without a word of the text."""
     # The length first: nothing else is done with what cannot be a key.

@@ -50,14 +50,10 @@ class RegistryKeys:
         self.text = text
 
     def create(self, name: str, attributes: dict[str, Any]) -> tuple[str, Shown]:
-        from nexus_grpc.access.keys import new_key, scopes_of
+        from nexus_grpc.access.keys import asked_key
 
-        now, given = time.time(), dict(attributes)
-        seconds = given.pop("expires_in_seconds", 0.0)
-        if "models" in given:
-            given["models"] = tuple(given["models"])
-        given["scopes"] = scopes_of(given["scopes"])
-        text, key = new_key(name, now, **given, expires_at=now + seconds if seconds else None, created_by=_actor())
+        now = time.time()
+        text, key = asked_key(name, attributes, now, _actor())
         self._registry.add_key(key)
         return text, key.shown(now)
 

@@ -7,8 +7,7 @@ the call that made it, and nowhere else.
 import time
 from typing import TYPE_CHECKING, Any
 
-from nexus_grpc.access.keys import DEFAULT_SCOPES as DEFAULT
-from nexus_grpc.access.keys import ApiKey, new_key, scopes_of
+from nexus_grpc.access.keys import ApiKey, asked_key
 from nexus_grpc.ipc.errors import InvalidInput, StateConflict
 from nexus_grpc.supervisor.lifecycle import Lifecycle
 
@@ -31,7 +30,7 @@ class KeyOperations:
 
     async def create(self, arguments: Arguments, actor: str) -> dict[str, Any]:
         keeper, life, now = self._used(), self._lifecycle, time.time()
-        text, key = new_key(arguments["name"], now, **_attributes(arguments, now), created_by=actor)
+        text, key = asked_key(arguments["name"], arguments, now, actor)
         await life.registry_call(life.registry.add_key, key)
         await keeper.look_now()
         return {"key": text, "api_key": shown(key, now)}
@@ -59,23 +58,6 @@ class KeyOperations:
                 reason="NO_CREDENTIALS",
             )
         return self._keeper
-
-
-def _attributes(arguments: Arguments, now: float) -> dict[str, Any]:
-    """What a request says of the key. Raises InvalidInput for what new_key() does not look at."""
-    seconds = arguments["expires_in_seconds"]
-    if seconds < 0:
-        raise InvalidInput(f"expires_in_seconds is {seconds:g}; expected 0 (never) or more", field="expires_in_seconds")
-    try:
-        scopes = scopes_of(arguments["scopes"]) if arguments["scopes"] else DEFAULT
-    except ValueError as error:
-        raise InvalidInput(str(error), field="scopes") from None
-    found: dict[str, Any] = {
-        name: arguments[name] for name in ("rate_per_minute", "burst", "priority") if name in arguments
-    }
-    if arguments["models"]:
-        found["models"] = tuple(arguments["models"])
-    return {**found, "scopes": scopes, "expires_at": now + seconds if seconds else None}
 
 
 def shown(key: ApiKey, now: float) -> dict[str, Any]:
