@@ -5,7 +5,7 @@ Served by the stock grpc.server. Each function takes the request message and ret
 
 import difflib
 import importlib.metadata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, Protocol
 
 import grpc
@@ -183,19 +183,22 @@ class InferenceService:
         return response
 
     def LogSettings(self, request: pb.LogSettingsRequest) -> Message:  # noqa: N802
-        asked = {name: each.WhichOneof("parameter_choice") for name, each in request.settings.items()}
-        check_log_change({name: kind and getattr(request.settings[name], kind) for name, kind in asked.items()})
+        check_log_change(setting_values(request.settings))
         response = pb.LogSettingsResponse()
         for name, value in log_settings().items():
-            kind = (
-                "bool_param"
-                if isinstance(value, bool)
-                else "uint32_param"
-                if isinstance(value, int)
-                else "string_param"
-            )
-            setattr(response.settings[name], kind, value)
+            set_setting(response.settings[name], value)
         return response
+
+
+def setting_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Log settings as Python has them; None for one without a value."""
+    kinds = {name: each.WhichOneof("parameter_choice") for name, each in settings.items()}
+    return {name: kind and getattr(settings[name], kind) for name, kind in kinds.items()}
+
+
+def set_setting(setting: Any, value: bool | int | str) -> None:
+    kind = "bool_param" if isinstance(value, bool) else "uint32_param" if isinstance(value, int) else "string_param"
+    setattr(setting, kind, value)
 
 
 def _check_region(name: str) -> None:

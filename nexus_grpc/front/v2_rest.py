@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf import message_factory
 from google.protobuf.message import Message
 
-from nexus_grpc.front.cold_methods import InferenceService, answered
+from nexus_grpc.front.cold_methods import InferenceService, answered, set_setting, setting_values
 from nexus_grpc.front.http_calls import parse
 from nexus_grpc.front.model_services import SystemService
 from nexus_grpc.front.supervised import Caller
@@ -81,13 +81,17 @@ class V2Service:
         return plain(self._ask("RepositoryModelUnload", caller, request))
 
     def RestV2Logging(self, given: Parameters, body: bytes, caller: Caller) -> Any:  # noqa: N802
-        return _values(self._ask("LogSettings", caller, pb.LogSettingsRequest()))
+        return setting_values(self._log_settings(caller, pb.LogSettingsRequest()))
 
     def V2AdminUpdateLogSettings(self, given: Parameters, body: bytes, caller: Caller) -> Any:  # noqa: N802
         request = pb.LogSettingsRequest()
         for name, value in _object(body).items():
-            _set_log(request.settings[name], name, value)
-        return _values(self._ask("LogSettings", caller, request))
+            _check_setting(name, value)
+            set_setting(request.settings[name], value)
+        return setting_values(self._log_settings(caller, request))
+
+    def _log_settings(self, caller: Caller, request: Message) -> Any:
+        return self._ask("LogSettings", caller, request).settings
 
     def RestV2Tracing(self, given: Parameters, body: bytes, caller: Caller) -> Any:  # noqa: N802
         request = pb.TraceSettingRequest(model_name=given.get("model_name", ""))
@@ -193,20 +197,10 @@ def _decoded(name: str, value: Any) -> bytes:
         raise InvalidInput(f"parameter '{name}' must be the file's content in base64", field="parameters") from None
 
 
-def _set_log(setting: Any, name: str, value: Any) -> None:
-    if isinstance(value, bool):
-        setting.bool_param = value
-    elif isinstance(value, int) and 0 <= value < 1 << 32:
-        setting.uint32_param = value
-    elif isinstance(value, str):
-        setting.string_param = value
-    else:
+def _check_setting(name: str, value: Any) -> None:
+    is_whole = isinstance(value, int) and 0 <= value < 1 << 32
+    if not (is_whole or isinstance(value, str)):
         raise InvalidInput(f"log setting '{name}' must be a text, a whole number, true or false", field=name)
-
-
-def _values(answer: Any) -> dict[str, Any]:
-    """Settings of a single value each."""
-    return {name: getattr(each, each.WhichOneof("parameter_choice")) for name, each in answer.settings.items()}
 
 
 def _traces(answer: Any) -> dict[str, Any]:
